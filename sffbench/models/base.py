@@ -1,0 +1,249 @@
+"""The contract of every large time series model (LTSM), and what all of them share.
+
+A model is one file of this folder with one subclass of `LTSM`: it names its presets, builds its
+network from a published `config.json`, and says how to forecast, how to score itself in training
+(`loss`) and how its authors initialise each parameter (`initial`). Subclassing registers it, so a
+model from outside needs no entry anywhere. Use `sffbench.models.load` and `create` to make one.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from sffbench.errors import InputError
+
+if TYPE_CHECKING:
+    from sffkernels import Init
+
+InitName = Literal["usable", "published"]
+CAPABILITIES = frozenset({"forecast", "zero-shot", "imputation", "anomaly", "probabilistic"})
+REGISTRY: dict[str, type[LTSM]] = {}
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One published size of a model: what to build, where its weights come from, what we know.
+
+    `config` holds the structural fields of the published `config.json`; `lr` is the card's learning
+    rate for full fine-tuning under the `standard` protocol; `overlap` maps a data set to "yes", "no"
+    or "unknown" with its source: was that data set in the pretraining corpus?
+    """
+
+    config: Mapping[str, Any]
+    lookback: int
+    horizon: int
+    num_parameters: int
+    lr: float
+    licence: str
+    hub: str | None = None
+    revision: str = "main"
+    overlap: Mapping[str, str] = field(default_factory=dict)
+    note: str = ""
+
+
+class LTSM(nn.Module):
+    """Base class of all models; see `docs/adding-a-model.md`.
+
+    Class attributes: `name` (as in `load("name:preset")`), `presets`, `capabilities`, `head_prefixes`
+    (of the parameter names that a linear probe trains), `options` (config fields that `load` may override
+    because they change no shape). Instances have `config`, `lookback` (context to cut windows
+    with), `horizon` (native). A family with several networks overrides `variant`.
+    """
+
+    name: ClassVar[str]
+    presets: ClassVar[dict[str, Preset]] = {}
+    capabilities: ClassVar[frozenset[str]] = frozenset({"forecast", "zero-shot"})
+    head_prefixes: ClassVar[tuple[str, ...]] = ()  # `head` itself is a module of several networks
+    options: ClassVar[frozenset[str]] = frozenset()
+
+    config: dict[str, Any]
+    lookback: int
+    horizon: int
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "name" in cls.__dict__:  # a variant inherits its family's name and registers nothing
+            known = REGISTRY.get(cls.name)
+            if known is not None and known.__qualname__ != cls.__qualname__:
+                raise InputError(f"model {cls.name!r} is already defined by {known.__module__}")
+            REGISTRY[cls.name] = cls
+
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        *,
+        lookback: int | None = None,
+        horizon: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = dict(config)
+
+    @classmethod
+    def variant(cls, config: Mapping[str, Any]) -> type[LTSM]:
+        """The class that builds `config`: the model itself unless the family has several networks."""
+        return cls
+
+    # -- what a subclass writes ------------------------------------------------------------------
+
+    @abstractmethod
+    def _forecast(
+        self,
+        past: Tensor,
+        horizon: int,
+        past_mask: Tensor | None = None,
+        *,
+        num_samples: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """[B, C, L] -> [B, C, H] without checks, in the current mode: what evaluation loops call."""
+
+    @abstractmethod
+    def _loss(
+        self,
+        past: Tensor,
+        future: Tensor,
+        past_mask: Tensor | None = None,
+        future_mask: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Scalar fine-tuning loss of the model's authors."""
+
+    @abstractmethod
+    def initial(self, init: InitName = "usable") -> dict[str, Init]:
+        """The authors' random initialisation: one `Init` per parameter name (an alias counts once)."""
+
+    def reset_buffers(self) -> None:
+        """Fill the buffers that no checkpoint holds; called after the empty network was allocated."""
+
+    def accept(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of a checkpoint as this network names and shapes them; called before loading."""
+        return dict(state)
+
+    # -- what everybody calls --------------------------------------------------------------------
+
+    def forecast(
+        self,
+        past: Tensor,
+        horizon: int,
+        *,
+        past_mask: Tensor | None = None,
+        num_samples: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Point forecast, [B, C, L] -> [B, C, H], in the units of `past`.
+
+        `past_mask` is [B, C, L] with 1 where observed; a missing value may be NaN. Runs in eval mode
+        without gradients. Raises `InputError` for a wrong rank or dtype, an empty batch, a value that
+        is not finite, a mask of another shape, a horizon below 1, or samples of a point model.
+        """
+        if num_samples is not None and "probabilistic" not in self.capabilities:
+            raise InputError(f"{self.name} is a point model: num_samples must be None")
+        past, past_mask = self._checked(past, horizon, past_mask)
+        with torch.no_grad(), evaluating(self):
+            return self._forecast(
+                past, horizon, past_mask, num_samples=num_samples, generator=generator
+            )
+
+    def loss(
+        self,
+        past: Tensor,
+        future: Tensor,
+        *,
+        past_mask: Tensor | None = None,
+        future_mask: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """The model's own fine-tuning loss: past [B, C, L], future [B, C, H] -> scalar.
+
+        Masks have the shapes of what they mask, 1 where observed; missing values count as 0. Values are not scanned: a NaN in
+        the data gives a NaN loss, which the training loop reports as divergence.
+        """
+        for what, given, like in (
+            ("past", past, None),
+            ("future", future, None),
+            ("past_mask", past_mask, past),
+            ("future_mask", future_mask, future),
+        ):
+            if given is not None:
+                check_rank(what, given, like)
+        if past.shape[:2] != future.shape[:2]:
+            raise InputError(
+                f"past {tuple(past.shape)} and future {tuple(future.shape)} differ in [B, C]"
+            )
+        if past_mask is not None:
+            past = past.masked_fill(past_mask == 0, 0.0)
+        return self._loss(past, future, past_mask, future_mask, generator=generator)
+
+    def _checked(
+        self, past: Tensor, horizon: int, past_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Validated (past, mask) in the model's dtype, missing values set to 0."""
+        check_rank("past", past)
+        if not isinstance(horizon, int) or horizon < 1:
+            raise InputError(f"horizon must be an integer >= 1, given {horizon!r}")
+        if past.numel() == 0:
+            raise InputError(f"past is empty: {tuple(past.shape)}")
+        dtype = next(self.parameters()).dtype
+        if past_mask is not None:
+            check_rank("past_mask", past_mask, past)
+            past = past.masked_fill(past_mask == 0, 0.0)
+            past_mask = past_mask.to(dtype)
+        if not bool(torch.isfinite(past).all()):
+            raise InputError("past holds NaN or infinite values; mark missing ones in past_mask")
+        return past.to(dtype), past_mask
+
+
+def check_rank(what: str, given: Any, like: Tensor | None = None) -> None:
+    """Raise `InputError` unless `given` is a [B, C, L] tensor (with the shape of `like`)."""
+    if not isinstance(given, Tensor):
+        raise InputError(f"{what} must be a torch tensor [B, C, L], given {type(given).__name__}")
+    if given.ndim != 3:
+        raise InputError(f"{what} must have rank 3 [B, C, L], given shape {tuple(given.shape)}")
+    if like is not None:
+        if given.shape != like.shape:
+            raise InputError(f"{what} is {tuple(given.shape)}, its values are {tuple(like.shape)}")
+    elif not given.is_floating_point():
+        raise InputError(f"{what} must be floating point, given {given.dtype}")
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside, each module's own mode afterwards."""
+    training = [module for module in model.modules() if module.training]
+    if training:
+        model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def default_init(model: nn.Module) -> dict[str, Init]:
+    """PyTorch's own defaults for Linear, 1x1 Conv1d and LayerNorm, per parameter name.
+
+    Linear and Conv1d: weight and bias U(-k, k), k = 1 / sqrt(fan_in). LayerNorm: weight 1, bias 0.
+    (`kaiming_uniform_(a=sqrt(5))`, which `reset_parameters` calls, is exactly that bound.)
+    """
+    from sffkernels import Init
+
+    table: dict[str, Init] = {}
+    for prefix, module in model.named_modules():
+        for name, _ in module.named_parameters(recurse=False):
+            if isinstance(module, nn.LayerNorm):
+                drawn = Init("constant", 1.0 if name == "weight" else 0.0)
+            elif isinstance(module, nn.Linear | nn.Conv1d):
+                bound = module.weight[0].numel() ** -0.5
+                drawn = Init("uniform", -bound, bound)
+            else:
+                raise TypeError(f"no default init for {type(module).__name__} at {prefix}")
+            table[f"{prefix}.{name}"] = drawn
+    return table
