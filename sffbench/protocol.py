@@ -1,0 +1,127 @@
+"""Protocols: named, versioned rules under which strategies are compared.
+
+A protocol fixes the budget, the optimiser, how validation selects, and which test windows count.
+Every number here is part of a run's key, so an edited protocol never serves an old record. Raise
+`version` with every change of meaning that the numbers do not show.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from sffbench.errors import unknown
+
+
+class Budget(BaseModel):
+    """What a suite's `[budget]` may override: how long training lasts and how often it is checked."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_steps: int | None = None
+    epochs: int | None = None
+    batch_size: int | None = None
+    validate_every: int | None = None
+    num_validation: int | None = None
+
+
+class Protocol(BaseModel):
+    """The resolved rules of one run; all fields are in its key.
+
+    A length is either `max_steps` or `epochs` (an epoch is one pass over the training windows).
+    `None` means "all" for `num_validation` and `num_test`, "once an epoch" for `validate_every`,
+    "the preset's card" for `lr`, and "the model's own" for `lookback`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    version: int = 1
+    ranked: bool = True
+    max_steps: int | None = None
+    epochs: int | None = None
+    batch_size: int
+    optimizer: Literal["adamw", "adam"] = "adamw"
+    lr: float | None = None
+    weight_decay: float = 0.01
+    schedule: Literal["cosine", "halving"] = "cosine"
+    clip_norm: float | None = 1.0
+    loss: Literal["own", "forecast"] = "own"
+    validate_every: int | None = None
+    num_validation: int | None = None
+    num_snapshots: int = 2
+    patience: int | None = None
+    oracle: bool = False
+    num_test: int | None = None
+    lookback: int | None = None
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Protocol:
+        if (self.max_steps is None) == (self.epochs is None):
+            raise ValueError("a protocol needs exactly one of max_steps and epochs")
+        for field in ("max_steps", "epochs", "batch_size", "validate_every", "num_snapshots"):
+            value = getattr(self, field)
+            if value is not None and value < 1:
+                raise ValueError(f"{field} = {value}: must be at least 1")
+        return self
+
+    def with_budget(self, budget: Budget) -> Protocol:
+        """This protocol with the budget's set fields; setting one kind of length unsets the other."""
+        changes: dict[str, Any] = budget.model_dump(exclude_none=True)
+        if "max_steps" in changes:
+            changes.setdefault("epochs", None)
+        elif "epochs" in changes:
+            changes.setdefault("max_steps", None)
+        return Protocol(**(self.model_dump() | changes))
+
+
+_PROTOCOLS = {
+    protocol.name: protocol
+    for protocol in (
+        Protocol(
+            name="quick",
+            ranked=False,
+            max_steps=60,
+            batch_size=64,
+            validate_every=20,
+            num_validation=512,
+            num_snapshots=1,
+            num_test=512,
+        ),
+        Protocol(
+            name="standard",
+            max_steps=300,
+            batch_size=256,
+            validate_every=50,
+            num_validation=4096,
+        ),
+        Protocol(name="full-shot", epochs=10, batch_size=256, patience=3, num_snapshots=1),
+        Protocol(
+            name="sff-paper",
+            epochs=10,
+            batch_size=2048,
+            optimizer="adam",
+            lr=3e-5,
+            weight_decay=0.0,
+            schedule="halving",
+            clip_norm=None,
+            loss="forecast",
+            num_snapshots=1,
+            oracle=True,
+            lookback=672,
+        ),
+    )
+}
+
+
+def names() -> list[str]:
+    """The registered protocols."""
+    return list(_PROTOCOLS)
+
+
+def get(name: str) -> Protocol:
+    """The protocol called `name`; an unknown name is an error that offers the nearest."""
+    if name not in _PROTOCOLS:
+        raise unknown("protocol", name, names())
+    return _PROTOCOLS[name]

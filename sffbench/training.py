@@ -1,0 +1,411 @@
+"""The one training loop: every strategy goes through it, none brings its own.
+
+    trained = train(model, strategy, task, train_windows, validation_windows, protocol, ...)
+
+It sees training and validation windows only. The best snapshots of a fixed validation sample are
+scored on all validation windows, and the better one is what the test sees later, elsewhere.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from sffbench.errors import InputError
+from sffbench.measure import Stopwatch
+from sffbench.models.base import LTSM, evaluating
+from sffbench.protocol import Protocol
+from sffbench.strategies.base import Phase, Strategy
+from sffbench.tasks import Forecast
+
+if TYPE_CHECKING:
+    from sffbench.data.windows import Windows
+
+Batch = tuple[Tensor, Tensor]
+Progress = Callable[[int, int], None]
+
+
+class Diverged(Exception):
+    """The training loss or the validation error stopped being a finite number."""
+
+
+def stream(seed: int, name: str) -> torch.Generator:
+    """A generator that depends on (seed, name) alone: data order never shifts dropout."""
+    digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+@dataclass(frozen=True)
+class StepBudget:
+    """Steps and windows a run may spend, resolved from the protocol for one data set."""
+
+    num_steps: int
+    batch_size: int
+    epoch_steps: int
+    validate_every: int
+
+    @classmethod
+    def resolve(cls, protocol: Protocol, num_windows: int) -> StepBudget:
+        """An epoch is ceil(windows / batch) steps; a batch is never larger than the data."""
+        batch_size = min(protocol.batch_size, num_windows)
+        epoch_steps = math.ceil(num_windows / batch_size)
+        num_steps = protocol.max_steps or epoch_steps * (protocol.epochs or 1)
+        every = min(protocol.validate_every or epoch_steps, num_steps)
+        return cls(num_steps, batch_size, epoch_steps, every)
+
+
+class Batches:
+    """Endless shuffled batches of training windows; every epoch visits each window once."""
+
+    def __init__(self, windows: Windows, batch_size: int, generator: torch.Generator) -> None:
+        self.windows = windows
+        self.batch_size = batch_size
+        self._generator = generator
+        self._order: tuple[Tensor, ...] = ()
+        self._next = 0
+
+    def __iter__(self) -> Batches:
+        return self
+
+    def __next__(self) -> Batch:
+        if self._next == len(self._order):
+            order = torch.randperm(len(self.windows), generator=self._generator)
+            self._order, self._next = order.split(self.batch_size), 0
+        index = self._order[self._next]
+        self._next += 1
+        return self.windows.batch(index)
+
+
+@dataclass
+class Context:
+    """What the hooks of a strategy may see and use; its data end at the validation border."""
+
+    task: Forecast
+    seed: int
+    train: Batches
+    budget: StepBudget
+    clip_norm: float | None
+    reload: Callable[[], Mapping[str, Tensor]]
+    score: Callable[[LTSM], float]
+    phase: Phase = field(default_factory=Phase)
+    step: int = 0
+    state: dict[str, Any] = field(default_factory=dict)
+    micro_batch: int | None = None
+    _optimizer: torch.optim.Optimizer | None = None
+    _pretrained: Mapping[str, Tensor] | None = None
+
+    @property
+    def horizon(self) -> int:
+        """Forecast horizon of the task."""
+        return self.task.horizon
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The optimiser of the current phase; there is none before training starts."""
+        if self._optimizer is None:
+            raise RuntimeError("ctx.optimizer exists only while the model trains")
+        return self._optimizer
+
+    @property
+    def pretrained(self) -> Mapping[str, Tensor]:
+        """The pretrained state, read from the checkpoint at first use."""
+        if self._pretrained is None:
+            self._pretrained = MappingProxyType(dict(self.reload()))
+        return self._pretrained
+
+    def rng(self, name: str) -> torch.Generator:
+        """A fresh generator of the run's seed and `name`."""
+        return stream(self.seed, f"strategy/{name}")
+
+    def validate(self, model: LTSM) -> float:
+        """MSE of `model` on the protocol's validation sample."""
+        return self.score(model)
+
+    def loss(self, model: LTSM, batch: Batch) -> Tensor:
+        """The task's training loss of a batch."""
+        return self.task.loss(model, *batch)
+
+    def backward(self, model: LTSM, batch: Batch) -> Tensor:
+        """Accumulate the gradient of the batch's mean loss; returns that loss, detached.
+
+        When memory runs out the batch is halved, and stays halved: the gradient is the same
+        weighted mean over micro-batches.
+        """
+        while True:
+            try:
+                return self._backward_in_parts(model, batch)
+            except torch.OutOfMemoryError:
+                size = self.micro_batch or len(batch[0])
+                if size == 1:
+                    raise
+                self.micro_batch = size // 2
+                model.zero_grad(set_to_none=True)
+
+    def _backward_in_parts(self, model: LTSM, batch: Batch) -> Tensor:
+        past, future = batch
+        size = self.micro_batch or len(past)
+        if size >= len(past):
+            loss = self.loss(model, batch)
+            loss.backward()  # type: ignore[no-untyped-call]
+            return loss.detach()
+        total = torch.zeros((), device=past.device)
+        for part in zip(past.split(size), future.split(size), strict=True):
+            loss = self.loss(model, part) * (len(part[0]) / len(past))
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        return total
+
+    def clip(self, model: LTSM) -> None:
+        """Clip the gradient's global norm to the protocol's."""
+        if self.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), self.clip_norm)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A candidate for selection: the model that validation saw after `step` steps."""
+
+    step: int
+    mse: float
+    model: LTSM
+
+
+@dataclass
+class Trained:
+    """The selected model and how it came about."""
+
+    model: LTSM
+    selected_step: int
+    validation_mse: float
+    candidates: list[dict[str, Any]]
+    curve: list[dict[str, Any]]
+    snapshots: list[Snapshot]  # every validated model where the protocol asks for an oracle
+    steps: Stopwatch
+    preparation: Stopwatch
+    validation: Stopwatch
+    num_train_windows: int
+    num_trained: int
+
+
+def train(
+    model: LTSM,
+    strategy: Strategy,
+    task: Forecast,
+    train_windows: Windows,
+    validation_windows: Windows,
+    protocol: Protocol,
+    *,
+    lr: float | None,
+    seed: int,
+    reload: Callable[[], Mapping[str, Tensor]],
+    progress: Progress = lambda step, total: None,
+) -> Trained:
+    """Fine-tune `model` by `strategy` and select on validation.
+
+    Raises `Diverged` when a loss is not finite. The global generator is set from the run's seed,
+    which dropout draws from, and nothing else does.
+    """
+    loop = _Loop(strategy, task, train_windows, validation_windows, protocol, seed, reload)
+    return loop.run(model, lr, progress)
+
+
+class _Loop:
+    """State of one training run; `run` reads top to bottom."""
+
+    def __init__(
+        self,
+        strategy: Strategy,
+        task: Forecast,
+        train_windows: Windows,
+        validation_windows: Windows,
+        protocol: Protocol,
+        seed: int,
+        reload: Callable[[], Mapping[str, Tensor]],
+    ) -> None:
+        device = train_windows.device
+        self.strategy, self.task, self.protocol = strategy, task, protocol
+        self.validation_windows = validation_windows
+        self.budget = StepBudget.resolve(protocol, len(train_windows))
+        self.steps, self.preparation, self.validation = (Stopwatch(device) for _ in range(3))
+        self.sample = _validation_sample(validation_windows, protocol.num_validation)
+        self.ctx = Context(
+            task=task,
+            seed=seed,
+            train=Batches(train_windows, self.budget.batch_size, stream(seed, "data order")),
+            budget=self.budget,
+            clip_norm=protocol.clip_norm,
+            reload=reload,
+            score=lambda model: self._score(model, self.sample),
+        )
+        self.curve: list[dict[str, Any]] = []
+        self.best: list[Snapshot] = []
+        self.all: list[Snapshot] = []
+        self.stale = 0
+        self.num_train_windows = 0
+        self.num_trained = 0
+
+    def run(self, model: LTSM, lr: float | None, progress: Progress) -> Trained:
+        torch.manual_seed(stream(self.ctx.seed, "dropout").initial_seed())
+        with self.preparation.running():
+            model = self.strategy.prepare(model, self.ctx)
+        if not self.strategy.trains:
+            mse = self._score(model, None)
+            return self._trained(model, 0, mse, [])
+        self._record(None, self._checked(self.ctx.validate(model)))
+        self._run_phases(model, lr, progress)
+        return self._select()
+
+    def _run_phases(self, model: LTSM, lr: float | None, progress: Progress) -> None:
+        phases = self.strategy.phases(self.ctx)
+        for phase, num_steps in zip(phases, _shares(phases, self.budget.num_steps), strict=True):
+            self.ctx.phase = phase
+            base_lr = phase.lr or lr
+            assert base_lr is not None, "a strategy that trains has a learning rate"
+            self.ctx._optimizer = self._optimizer(model, base_lr)
+            schedule = _schedule(self.protocol, num_steps, self.budget)
+            self._run_steps(model, num_steps, schedule, progress)
+            if self._out_of_patience():
+                return
+
+    def _run_steps(
+        self, model: LTSM, num_steps: int, schedule: Callable[[int], float], progress: Progress
+    ) -> None:
+        """`num_steps` steps, stopping for validation; the watch runs between validations only."""
+        done = 0
+        while done < num_steps and not self._out_of_patience():
+            until_check = self.budget.validate_every - self.ctx.step % self.budget.validate_every
+            burst = min(until_check, num_steps - done)
+            model.train()
+            losses = []
+            with self.steps.running():
+                for i in range(burst):
+                    _set_lr(self.ctx.optimizer, schedule(done + i))
+                    losses.append(self._step(model))
+            done += burst
+            progress(self.ctx.step, self.budget.num_steps)
+            train_loss = self._checked(float(torch.stack(losses).double().mean()))
+            if self.ctx.step % self.budget.validate_every == 0 or self._last_step():
+                self._validate(model, train_loss)
+
+    def _step(self, model: LTSM) -> Tensor:
+        batch = next(self.ctx.train)
+        loss = self.strategy.step(model, batch, self.ctx)
+        self.ctx.step += 1
+        self.num_train_windows += len(batch[0])
+        return torch.as_tensor(loss, dtype=torch.float32).detach()
+
+    def _validate(self, model: LTSM, train_loss: float) -> None:
+        seen = self.strategy.eval_model(model, self.ctx)
+        mse = self._checked(self.ctx.validate(seen))
+        self._record(train_loss, mse)
+        self.stale = 0 if not self.best or mse < self.best[0].mse else self.stale + 1
+        if self.protocol.oracle or self._enters_best(mse):
+            snapshot = Snapshot(self.ctx.step, mse, copy.deepcopy(seen))
+            if self.protocol.oracle:
+                self.all.append(snapshot)
+            self.best = sorted([*self.best, snapshot], key=lambda s: (s.mse, s.step))
+            del self.best[self.protocol.num_snapshots :]
+
+    def _enters_best(self, mse: float) -> bool:
+        return len(self.best) < self.protocol.num_snapshots or mse < self.best[-1].mse
+
+    def _select(self) -> Trained:
+        """The lowest error on all validation windows among the best snapshots."""
+        finalists = [
+            (snapshot.mse if self.sample is None else self._score(snapshot.model, None), snapshot)
+            for snapshot in self.best
+        ]
+        candidates = [{"step": s.step, "mse": self._checked(mse)} for mse, s in finalists]
+        mse, snapshot = min(finalists, key=lambda pair: (pair[0], pair[1].step))
+        model = self.strategy.finish(snapshot.model, self.ctx)
+        return self._trained(model, snapshot.step, mse, candidates)
+
+    def _trained(
+        self, model: LTSM, step: int, mse: float, candidates: list[dict[str, Any]]
+    ) -> Trained:
+        return Trained(
+            model=model,
+            selected_step=step,
+            validation_mse=mse,
+            candidates=candidates,
+            curve=self.curve,
+            snapshots=self.all,
+            steps=self.steps,
+            preparation=self.preparation,
+            validation=self.validation,
+            num_train_windows=self.num_train_windows,
+            num_trained=self.num_trained,
+        )
+
+    def _score(self, model: LTSM, sample: Tensor | None) -> float:
+        with self.validation.running(), evaluating(model):
+            return self.task.evaluate(model._forecast, self.validation_windows, sample).mse
+
+    def _optimizer(self, model: LTSM, lr: float) -> torch.optim.Optimizer:
+        groups = list(self.strategy.parameters(model, self.ctx))
+        if not groups:
+            raise InputError(f"strategy {self.strategy.name!r} trains no parameter")
+        kind = torch.optim.AdamW if self.protocol.optimizer == "adamw" else torch.optim.Adam
+        optimizer = kind(groups, lr=lr, weight_decay=self.protocol.weight_decay, fused=True)
+        for group in optimizer.param_groups:
+            group["base_lr"] = group["lr"]
+        trained = {id(p): p.numel() for g in optimizer.param_groups for p in g["params"]}
+        self.num_trained = max(self.num_trained, sum(trained.values()))
+        return optimizer
+
+    def _record(self, train_loss: float | None, mse: float) -> None:
+        point = {"step": self.ctx.step, "train_loss": train_loss, "validation_mse": mse}
+        self.curve.append(point | {"train_s": round(self.steps.wall_s, 4)})
+
+    def _checked(self, value: float) -> float:
+        if not math.isfinite(value):
+            raise Diverged(f"loss or validation error is {value} after {self.ctx.step} steps")
+        return value
+
+    def _last_step(self) -> bool:
+        return self.ctx.step >= self.budget.num_steps
+
+    def _out_of_patience(self) -> bool:
+        return self.protocol.patience is not None and self.stale >= self.protocol.patience
+
+
+def _validation_sample(windows: Windows, size: int | None) -> Tensor | None:
+    """The same fixed windows for every seed and strategy, sorted; None means all."""
+    if size is None or size >= len(windows):
+        return None
+    chosen = torch.randperm(len(windows), generator=stream(0, "validation sample"))[:size]
+    return chosen.sort().values
+
+
+def _shares(phases: list[Phase], num_steps: int) -> list[int]:
+    """Steps of each phase; they add up to the budget exactly."""
+    total = sum(phase.share for phase in phases)
+    ends = [0]
+    for phase in phases:
+        ends.append(ends[-1] + phase.share)  # type: ignore[arg-type]
+    marks = [round(num_steps * end / total) for end in ends]
+    return [after - before for before, after in zip(marks, marks[1:], strict=False)]
+
+
+def _schedule(protocol: Protocol, num_steps: int, budget: StepBudget) -> Callable[[int], float]:
+    """Learning-rate factor of each step of a phase.
+
+    cosine:  (1 + cos(pi t / T)) / 2, t = 0 .. T - 1
+    halving: 1 in epochs 1 and 2, then halved each epoch (the SFF authors' schedule)
+    """
+    if protocol.schedule == "cosine":
+        return lambda step: 0.5 * (1.0 + math.cos(math.pi * step / num_steps))
+    return lambda step: 0.5 ** max(0, step // budget.epoch_steps - 1)
+
+
+def _set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = group["base_lr"] * factor
