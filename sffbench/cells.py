@@ -1,0 +1,138 @@
+"""From a suite to its cells: resolve names, hash inputs, name what decides each result."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from sffbench import data, models, strategies
+from sffbench.errors import InputError
+from sffbench.protocol import Protocol
+from sffbench.strategies import Strategy
+from sffbench.suite import ModelEntry, Places, RunSpec, Suite, canonical_json, unique_labels
+
+DEFAULT_LR = 1e-4  # for a checkpoint that is no preset and so has no card
+_NO_MODEL: dict[str, Any] = {
+    "name": "none",
+    "preset": "none",
+    "config": None,
+    "weights": None,
+    "options": {},
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A strategy of a suite: the strategy, its label, and the seeds it runs with."""
+
+    strategy: Strategy
+    label: str
+    seeds: tuple[int, ...]
+
+
+def generate(suite: Suite, protocol: Protocol, places: Places) -> Iterator[RunSpec]:
+    """Yield a cell for every data set x horizon x seed x model x strategy."""
+    for plugin in places.plugins:
+        strategies.load_plugin(plugin)
+    entries = [_entry(raw, suite.seeds) for raw in suite.strategies]
+    unique_labels((e.label, canonical_json(strategies.identity(e.strategy))) for e in entries)
+    described = [_describe(entry) for entry in suite.models]
+    for name in suite.datasets:
+        series = _describe_data(name, suite.data, places.data)
+        for horizon in suite.horizons:
+            for entry in entries:
+                for seed in entry.seeds:
+                    for model in described if entry.strategy.needs_model else [None]:
+                        yield _spec(suite, protocol, places, series, horizon, entry, seed, model)
+
+
+def _entry(raw: dict[str, Any], seeds: tuple[int, ...]) -> Entry:
+    """`seeds` and `label` are the suite's words; every other key is a field of the strategy."""
+    fields = dict(raw)
+    if "name" not in fields:
+        raise InputError(f"strategy entry {raw!r}: needs a `name`")
+    name = str(fields.pop("name"))
+    own_seeds = tuple(fields.pop("seeds", seeds))
+    label = str(fields.pop("label", _label(name, fields)))
+    strategy = strategies.get(name, **fields)
+    return Entry(strategy, label, own_seeds if strategy.seeded else own_seeds[:1])
+
+
+def _label(name: str, fields: dict[str, Any]) -> str:
+    defaults = strategies.get(name)
+    shown = [
+        f"{key}={value}" for key, value in fields.items() if getattr(defaults, key, 0) != value
+    ]
+    return " ".join([name, *shown])
+
+
+@dataclass(frozen=True)
+class DescribedModel:
+    """A model entry with what its key says and what its card recommends."""
+
+    entry: ModelEntry
+    identity: dict[str, Any]
+    lookback: int
+    lr: float
+
+
+def _describe(entry: ModelEntry) -> DescribedModel:
+    name, preset = models.parse(entry.name)
+    config_hash, weights_hash = models.describe(entry.name, entry.source, weights=entry.weights)
+    identity = {
+        "name": name,
+        "preset": preset or "custom",
+        "config": config_hash,
+        "weights": weights_hash,
+        "options": dict(entry.options),
+    }
+    if preset is None:  # a folder of another size: it has no card, its config tells the context
+        built = models.load(entry.name, entry.source, weights=entry.weights, **entry.options)
+        return DescribedModel(entry, identity, built.lookback, DEFAULT_LR)
+    card = models.preset(entry.name)
+    return DescribedModel(entry, identity, card.lookback, card.lr)
+
+
+@functools.cache
+def _describe_data(
+    name: str, source: Literal["real", "synthetic"], root: str | None
+) -> dict[str, Any]:
+    if source == "real" and root is None:
+        raise InputError("real data: say where it is with --data-dir or SFFBENCH_DATA")
+    name = data.get(name).name
+    return {"name": name, "source": source, "sha256": data.content_hash(name, root or "", source)}
+
+
+def _spec(
+    suite: Suite,
+    protocol: Protocol,
+    places: Places,
+    series: dict[str, Any],
+    horizon: int,
+    entry: Entry,
+    seed: int,
+    model: DescribedModel | None,
+) -> RunSpec:
+    strategy = entry.strategy
+    lookback, lr = 0, None
+    if model is None:
+        lookback = strategy.lookback(data.get(series["name"]).season)  # type: ignore[attr-defined]
+    else:
+        lookback = min(protocol.lookback or model.lookback, model.lookback)
+        lr = (strategy.lr or protocol.lr or model.lr) if strategy.trains else None
+    cell = {
+        "model": _NO_MODEL if model is None else model.identity,
+        "data": series,
+        "task": {"name": "forecast", "horizon": horizon},
+        "lookback": lookback,
+        "strategy": strategies.identity(strategy),
+        "lr": lr,
+        "protocol": protocol.model_dump(mode="json"),
+        "precision": suite.precision,
+        "seed": seed,
+    }
+    source = None if model is None else model.entry.source
+    weights = "model.safetensors" if model is None else model.entry.weights
+    return RunSpec(cell, entry.label, source, weights, places)

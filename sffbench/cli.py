@@ -1,0 +1,236 @@
+"""The command line: parse, call, print. Nothing is computed here.
+
+Data goes to stdout and progress to stderr; errors are one clear line. Exit codes: 0 ok, 1 finished
+with failed cells, 2 bad input, 130 interrupted. Heavy imports stand inside the verbs, so that
+`--help`, `table` and `show` answer at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from sffbench.errors import InputError
+
+app = typer.Typer(
+    help="How should a large time series model be fine-tuned? Run, compare, and see.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+DEFAULT_RESULTS = Path("results/local")
+
+Results = Annotated[
+    Path, typer.Option("--results", metavar="R", help="Folder of records.", show_default=True)
+]
+DataDir = Annotated[
+    str | None,
+    typer.Option(
+        "--data-dir", envvar="SFFBENCH_DATA", metavar="D", help="Folder of the CSV files."
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+Plugins = Annotated[
+    list[str] | None,
+    typer.Option("--plugin", metavar="FILE", help="Python file with strategies; repeatable."),
+]
+SuiteName = Annotated[str, typer.Argument(help="A shipped suite or a TOML file.")]
+
+
+class Kind(StrEnum):
+    """What `list` can list."""
+
+    models = "models"
+    datasets = "datasets"
+    strategies = "strategies"
+    protocols = "protocols"
+    suites = "suites"
+
+
+@app.command("list")
+def list_(
+    kind: Annotated[Kind, typer.Argument(help="Which registry.")], as_json: Json = False
+) -> None:
+    """Show what is registered, with sources, licences and capabilities."""
+    from sffbench import listing
+
+    rows = listing.rows(kind.value)
+    _print(json.dumps(rows, indent=1) if as_json else listing.text(rows))
+
+
+@app.command()
+def fetch(
+    names: Annotated[list[str] | None, typer.Argument(help="Data sets; all when left out.")] = None,
+    data_dir: DataDir = None,
+    from_dir: Annotated[
+        Path | None, typer.Option("--from", metavar="DIR", help="Import from a folder instead.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Download data sets, or import them from a folder; every file is checked by its SHA-256."""
+    from sffbench.data.fetch import fetch as fetch_data
+
+    if weights := [name for name in names or [] if ":" in name]:
+        raise InputError(
+            f"fetching the weights of {weights[0]!r} is not built yet; put the published folder "
+            f"under SFFBENCH_CHECKPOINTS as {weights[0].replace(':', '-')}"
+        )
+    root = Path(data_dir or "data")
+    files = [
+        {"name": f.name, "file": str(f.path), "sha256": f.sha256, "action": f.action}
+        for f in fetch_data(names or [], root, from_dir=from_dir)
+    ]
+    if as_json:
+        _print(json.dumps(files, indent=1))
+    else:
+        _print("\n".join(f"{f['action']:>10}  {f['name']}  {f['file']}" for f in files))
+
+
+@app.command()
+def plan(
+    suite: SuiteName,
+    data_dir: DataDir = None,
+    results: Results = DEFAULT_RESULTS,
+    plugin: Plugins = None,
+    shard: Annotated[str | None, typer.Option(metavar="i/n", help="Only every n-th cell.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show which runs a suite holds, which are done, and the hours that are left. Writes nothing."""
+    from sffbench import planning
+
+    overview = planning.overview(_specs(suite, data_dir, plugin, shard), results)
+    _print(json.dumps(overview, indent=1) if as_json else planning.text(overview))
+
+
+@app.command()
+def run(
+    suite: SuiteName,
+    data_dir: DataDir = None,
+    results: Results = DEFAULT_RESULTS,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    engine: Annotated[str, typer.Option(help="local (ray is not built yet).")] = "local",
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Workers; default one a core, or one GPU.")
+    ] = None,
+    shard: Annotated[str | None, typer.Option(metavar="i/n", help="Only every n-th cell.")] = None,
+    plugin: Plugins = None,
+    retry_failed: Annotated[bool, typer.Option(help="Run failed cells again.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run what is missing of a suite. Safe to stop and to repeat: finished cells are never rerun."""
+    from sffbench import driver
+
+    if engine != "local":
+        from sffbench.errors import unknown
+
+        raise unknown("engine", engine, ["local"])
+    summary = driver.run_suite(
+        _specs(suite, data_dir, plugin, shard),
+        results,
+        device=device,
+        jobs=jobs,
+        retry_failed=retry_failed,
+    )
+    _print(json.dumps(summary, indent=1) if as_json else driver.text(summary, results))
+    if summary["failed"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def table(
+    results: Results = DEFAULT_RESULTS,
+    format: Annotated[str, typer.Option(help="md, csv or json.")] = "md",
+    suite: Annotated[
+        str | None, typer.Option(help="Show this suite's absent cells as missing.")
+    ] = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Print the leaderboards of a results folder: accuracy, change against full, cost."""
+    from sffbench import report
+
+    expected = None
+    if suite is not None:
+        expected = [s.cell | {"key": s.key, "label": s.label} for s in _specs(suite, data_dir)]
+    records = report.load(results)
+    _print(report.render(records, "json" if as_json else format, expected=expected))
+
+
+@app.command()
+def show(
+    run: Annotated[str, typer.Argument(help="Key of a run, or its first digits.")],
+    results: Results = DEFAULT_RESULTS,
+    as_json: Json = False,
+) -> None:
+    """Show one run: what it was, what came out, what it cost, where it ran."""
+    from sffbench import report
+
+    records = report.load(results)
+    if as_json:
+        _print(json.dumps(report.find(records, run), indent=1))
+    else:
+        _print(report.show(records, run))
+
+
+@app.command()
+def pretrain(
+    model: Annotated[str, typer.Argument(help="MODEL:PRESET, for example ttm:tiny.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write; default the package's own.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1)] = None,
+    seed: int = 0,
+) -> None:
+    """Pretrain a small checkpoint on synthetic series, so that everything runs offline."""
+    from sffbench import pretrain as pretraining
+
+    folder = pretraining.run(model, out, steps=steps, seed=seed)
+    _print(f"wrote {folder}")
+
+
+def _specs(
+    name: str, data_dir: str | None, plugins: list[str] | None = None, part: str | None = None
+) -> list[Any]:
+    from sffbench import suite as suites
+
+    places = suites.Places(data=data_dir, plugins=tuple(plugins or ()))
+    specs = suites.expand(suites.load(name), places)
+    return suites.shard(specs, part) if part else specs
+
+
+def _print(text: str) -> None:
+    if text:
+        print(text)
+
+
+def main() -> NoReturn:
+    """Entry point: every expected error becomes one line on stderr and an exit code."""
+    try:
+        app(standalone_mode=False)
+        code = 0
+    except InputError as error:
+        print(f"sffbench: {error}", file=sys.stderr)
+        code = 2
+    except typer.Exit as stop:
+        code = stop.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        print(
+            "sffbench: interrupted; what had finished is kept, run again to go on", file=sys.stderr
+        )
+        code = 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        code = 0
+    except Exception as error:
+        if not hasattr(error, "exit_code") or not hasattr(error, "format_message"):
+            raise
+        print(f"sffbench: {error.format_message()}", file=sys.stderr)
+        code = 2
+    sys.exit(code)

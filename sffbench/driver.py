@@ -1,0 +1,117 @@
+"""`sffbench run`: what is left of a suite goes to an engine, and news of it to a progress bar."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import TimeRemainingColumn
+
+from sffbench import measure
+from sffbench.engines.local import Event, run_local, write_off
+from sffbench.errors import unknown
+from sffbench.store import MAX_ATTEMPTS, Store, check_writable
+from sffbench.suite import RunSpec
+
+
+def run_suite(
+    specs: list[RunSpec],
+    results: Path,
+    *,
+    device: str = "auto",
+    jobs: int | None = None,
+    retry_failed: bool = False,
+) -> dict[str, Any]:
+    """Run the cells without a record; returns counts by status and the failures' reasons."""
+    device = _device(device)
+    jobs = jobs or (measure.num_cores() if device == "cpu" else 1)
+    threads = 1 if device == "cpu" else measure.num_cores()
+    store = Store(results)
+    check_writable(results)
+    todo = []
+    for spec in specs:
+        state = state_of(store, spec)
+        if state == "failed" and retry_failed:
+            store.forgive_all(spec.key)
+        if state == "missing" or (state == "failed" and retry_failed):
+            todo.append(spec)
+    runnable = [spec for spec in todo if not _written_off(store, spec, device)]
+    _follow(run_local(runnable, results, device, jobs, threads), len(specs), len(runnable))
+    return _summary(store, specs, len(runnable))
+
+
+def state_of(store: Store, spec: RunSpec) -> str:
+    """`ok`, `n/a`, `failed`, or `missing`."""
+    record = store.find(spec.key)
+    return "missing" if record is None else str(record["status"])
+
+
+def text(summary: dict[str, Any], results: Path) -> str:
+    """The summary for people."""
+    counts = summary["counts"]
+    parts = [f"{count} {status}" for status, count in sorted(counts.items())]
+    lines = [f"{summary['cells']} cells: {', '.join(parts)}; {summary['ran']} ran now."]
+    lines += [f"  failed: {failure}" for failure in summary["failed"]]
+    lines.append(f"See them with: sffbench table --results {results}")
+    return "\n".join(lines)
+
+
+def _device(name: str) -> str:
+    if name.split(":")[0] not in ("auto", "cpu", "cuda"):
+        raise unknown("device", name, ["auto", "cpu", "cuda"])
+    return str(measure.pick_device(name))
+
+
+def _written_off(store: Store, spec: RunSpec, device: str) -> bool:
+    """A cell that took its process down too often becomes a failure instead of another try."""
+    if store.attempts(spec.key) < MAX_ATTEMPTS:
+        return False
+    write_off(store, spec, device)
+    return True
+
+
+def _summary(store: Store, specs: list[RunSpec], ran: int) -> dict[str, Any]:
+    records = [(spec, store.find(spec.key)) for spec in specs]
+    counts = Counter("missing" if record is None else record["status"] for _, record in records)
+    failed = [
+        f"{spec.describe()}: {record['reason']}"
+        for spec, record in records
+        if record is not None and record["status"] == "failed"
+    ]
+    return {"cells": len(specs), "ran": ran, "counts": dict(counts), "failed": failed}
+
+
+def _follow(events: Any, num_cells: int, num_todo: int) -> None:
+    """Show events as a bar on a terminal, as a line a finished cell elsewhere."""
+    if num_todo == 0:
+        return
+    console = Console(file=sys.stderr)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        whole = bar.add_task("runs", total=num_cells, completed=num_cells - num_todo)
+        single: dict[str, Any] = {}
+        for event in events:
+            task = single.get(event.spec.key)
+            if task is None:
+                task = single[event.spec.key] = bar.add_task(event.spec.describe(), total=None)
+            if event.status is None:
+                bar.update(task, completed=event.step, total=event.total)
+            else:
+                bar.remove_task(task)
+                bar.advance(whole)
+                bar.console.print(_line(event), highlight=False, markup=False)
+
+
+def _line(event: Event) -> str:
+    outcome = event.reason if event.mse is None else f"MSE {event.mse:.4f}"
+    return f"{event.status:>7}  {event.spec.describe()}  {outcome}"

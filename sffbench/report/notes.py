@@ -1,0 +1,209 @@
+"""What a table says about itself in words: its title, and footnotes against misreading.
+
+    title(board, boards)    # forecast, H = 96 · standard v1 · real data
+    notes(board)            # one plain sentence or two per line
+    summary_notes(summary)
+
+If a number can mislead, the sentence belongs here, under the table, and not in the manual alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from sffbench.report import identity
+from sffbench.report.board import MIN_SEEDS, Board, Row
+from sffbench.report.effects import Baselines
+from sffbench.report.overall import Summary
+
+__all__ = ["notes", "protocol_line", "summary_notes", "summary_title", "title"]
+
+MAX_REASONS = 12
+
+
+def title(board: Board, boards: Sequence[Board]) -> str:
+    """What all rows share; protocols of one name but other numbers show the difference."""
+    horizon = f", H = {board.horizon}" if board.horizon else ""
+    return f"{board.task['name']}{horizon} · {_rules(board, boards)}"
+
+
+def summary_title(summary: Summary, boards: Sequence[Board]) -> str:
+    """What all boards of the summary share."""
+    board = summary.boards[0]
+    horizons = ", ".join(str(horizon) for horizon in summary.horizons if horizon)
+    return f"Overall: {board.task['name']}, H = {horizons} · {_rules(board, boards)}"
+
+
+def _rules(board: Board, boards: Sequence[Board]) -> str:
+    name, version = board.protocol["name"], board.protocol.get("version", 1)
+    variants = {one.key[1]: one.protocol for one in boards if one.protocol["name"] == name}
+    protocols = [dict(rules) for rules in variants.values()]
+    # the version is printed anyway
+    for rules in protocols:
+        rules.pop("version", None)
+    differing = identity.distinguishing(protocols)[list(variants).index(board.key[1])]
+    parts = [f"{name} v{version}" + (f" ({differing})" if differing else "")]
+    parts.append(f"{board.source} data")
+    if board.precision != "float32":
+        parts.append(board.precision)
+    return " · ".join(parts)
+
+
+def protocol_line(board: Board) -> str:
+    """The resolved numbers of the protocol, without what is unset."""
+    skipped = {"name", "version", "ranked"}
+    numbers = [
+        f"{name}={value}"
+        for name, value in board.protocol.items()
+        if name not in skipped and value is not None
+    ]
+    return ", ".join(numbers)
+
+
+def notes(board: Board) -> list[str]:
+    """Footnotes of one board, the most important first."""
+    parts = (_warnings, _reading, _windows, _effects, _ranking, _cost, _outcomes)
+    return [line for part in parts for line in part(board)]
+
+
+def _warnings(board: Board) -> Iterator[str]:
+    if board.source == "synthetic":
+        yield "[synthetic]: seeded twins of the data sets; they say nothing about real data."
+    if any("tiny" in row.flagged for row in board.rows):
+        yield (
+            "[tiny]: a very small network shipped with the package, pretrained on synthetic "
+            "series. It stands for no published checkpoint."
+        )
+    if any("unrolled" in row.flagged for row in board.rows):
+        yield "[unrolled]: the horizon exceeds the model's own, so it forecasts from its forecasts."
+    if any("leaked" in row.flagged for row in board.rows):
+        yield "[leaked]: the model's pretraining data overlap with this data set."
+    unknown = sorted({row.model for row in board.rows if row.overlap_unknown})
+    if unknown:
+        yield f"Whether pretraining saw these data sets is not known of: {', '.join(unknown)}."
+    for column in board.columns:
+        if len(column.num_windows) > 1:
+            counts = ", ".join(f"{count:,}" for count in column.num_windows)
+            yield f"WARNING: {column.label} was scored on differing numbers of windows ({counts})."
+    unofficial = [column.label for column in board.columns if column.official is False]
+    if unofficial and board.source == "real":
+        yield f"Not the published file, by its hash: {', '.join(unofficial)}."
+
+
+def _reading(board: Board) -> Iterator[str]:
+    yield (
+        "Cells: test MSE of values standardised by the train rows, mean over seeds ± sample "
+        "standard deviation where there are two seeds or more. Lower is better."
+    )
+    yield f"Protocol {board.protocol['name']}: {protocol_line(board)}."
+
+
+def _windows(board: Board) -> Iterator[str]:
+    counts = ", ".join(
+        f"{column.label} {column.num_windows[0]:,}"
+        for column in board.columns
+        if len(column.num_windows) == 1
+    )
+    if board.protocol.get("num_test") is None:
+        rule = "every test window, stride 1, none dropped for an incomplete last batch"
+    else:
+        rule = "a strided subset of the test windows"
+    yield (
+        f"A window is a pair (start, channel). Scored: {rule}; every row, last-value and the other "
+        f"references included, on the same ones. Windows: {counts or 'none yet'}."
+    )
+
+
+def _effects(board: Board) -> Iterator[str]:
+    clusters = sorted({column.cluster for column in board.columns})
+    yield (
+        "vs full: change of the geometric mean error against `full` of the same model, paired by "
+        "seed; negative is better. Data sets of one cluster are averaged first, then the clusters "
+        f"({', '.join(clusters)}); in brackets the 95 % t interval over clusters. The claim is "
+        "limited to the row's checkpoint."
+    )
+    if len(board.models) == 1 and any(row.is_naive for row in board.rows):
+        yield f"Rows without a model are compared with {board.models[0]}."
+    yield (
+        "worse than zero-shot: data sets in which the row's mean error exceeds that of the same "
+        "model without any training."
+    )
+    baselines = Baselines.of(board)
+    yield from sorted({_ambiguity(row, baselines) for row in board.rows} - {""})
+    yield (
+        "Not proven: an interval that contains 0 does not show equality; intervals are not "
+        "corrected for the number of rows; nothing here speaks of other horizons or models."
+    )
+
+
+def _ambiguity(row: Row, baselines: Baselines) -> str:
+    for strategy in ("full", "zero-shot"):
+        if len(baselines.candidates(row, strategy)) > 1:
+            return (
+                f"{row.model} has several rows that could be `{strategy}`: no comparison with it."
+            )
+    return ""
+
+
+def _ranking(board: Board) -> Iterator[str]:
+    reasons = {row.unranked for row in board.rows} - {None}
+    if reasons:
+        yield (
+            f"[unranked]: a ranked row has {MIN_SEEDS} seeds or more under a ranked protocol. "
+            "Read such a row as a hint."
+        )
+    if any(row.ranked and row.trained for row in board.rows):
+        yield (
+            "Bold: lowest of the ranked trained rows by more than the sum of both deviations over "
+            "seeds. Rows stand in a fixed order, not by rank."
+        )
+
+
+def _cost(board: Board) -> Iterator[str]:
+    if board.cost_device is None:
+        return
+    line = (
+        "train and test windows/s: median over runs, evaluation and preparation not counted as "
+        f"training; peak: largest over runs. Measured on {board.cost_device}"
+    )
+    others = [device for device in board.devices if device != board.cost_device]
+    if not others:
+        yield f"{line}."
+        return
+    yield (
+        f"{line}, marked * (most records); costs on {', '.join(others)} are not shown beside it. "
+        "Errors may come from any device."
+    )
+
+
+def _outcomes(board: Board) -> Iterator[str]:
+    lines = [
+        f"{row.name}, {column.label}: {cell.status}: {'; '.join(cell.reasons)}"
+        for row in board.rows
+        for column in board.columns
+        if (cell := row.cells[column.key]).status != "ok" and cell.reasons
+    ]
+    yield from lines[:MAX_REASONS]
+    if len(lines) > MAX_REASONS:
+        yield f"... and {len(lines) - MAX_REASONS} more; `--format csv` lists all."
+
+
+def summary_notes(summary: Summary) -> list[str]:
+    """Footnotes of one summary."""
+    how = (
+        "averaged within each model and data cluster, with a 95 % t interval clustered both ways "
+        "(df = min(models, clusters) - 1)"
+        if len(summary.models) > 1
+        else "averaged within each data cluster, with a 95 % t interval over clusters; "
+        "the claim is limited to this model"
+    )
+    lines = [
+        f"vs full: change of the geometric mean error against `full` of the same model, {how}.",
+        f"Models: {', '.join(summary.models)}. Checkpoints of one family count as one model.",
+        "worse than zero-shot, cells: counted over (checkpoint, data set, horizon).",
+    ]
+    if any(row.num_cells < row.num_possible for row in summary.rows):
+        lines.append(
+            "A strategy that lacks cells is averaged over those it has: compare it with care."
+        )
+    return lines

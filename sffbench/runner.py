@@ -1,0 +1,285 @@
+"""RunSpec -> Record: load, train, select on validation, and only then look at the test windows.
+
+    record = run(spec, device=torch.device("cpu"))
+
+A run ends as `ok`, `n/a` (the model cannot do this cell) or `failed` (with a typed reason); an
+exception never leaves here, except the user's own interrupt.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from sffbench import data, measure, models, strategies
+from sffbench.data.dataset import Dataset
+from sffbench.data.windows import Windows, split
+from sffbench.errors import InputError
+from sffbench.measure import Stopwatch
+from sffbench.models.base import LTSM, evaluating
+from sffbench.protocol import Protocol
+from sffbench.store import SCHEMA, Record
+
+from sffbench.suite import RunSpec, digest
+from sffbench.tasks import Forecast, Scores
+from sffbench.tasks.forecast import Forecaster
+from sffbench.training import Diverged, Progress, Trained, train
+
+
+class NotApplicable(Exception):
+    """The model cannot do this cell; never answered with a random head instead."""
+
+
+def run(
+    spec: RunSpec, device: torch.device, progress: Progress = lambda step, total: None
+) -> Record:
+    """Run one cell. Everything that can go wrong becomes part of the record."""
+    record = _header(spec, device)
+    measure.reset_peak_memory(device)
+    try:
+        record |= _Run(spec, device).execute(progress)
+        record["status"] = "ok"
+    except NotApplicable as reason:
+        record |= {"status": "n/a", "reason": str(reason)}
+    except Diverged as reason:
+        record |= {"status": "failed", "reason": f"diverged: {reason}"}
+    except torch.OutOfMemoryError:
+        record |= {"status": "failed", "reason": "out of memory with a micro-batch of one window"}
+    except InputError as reason:
+        record |= {"status": "failed", "reason": str(reason)}
+    except Exception as error:  # a plug-in may raise anything
+        record |= {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
+    record["cost"]["peak_memory_bytes"] = measure.peak_memory_bytes(device)
+    return record | {"finished_at": _now()}
+
+
+def failed(spec: RunSpec, device: torch.device, reason: str) -> Record:
+    """The record of a run that could not write its own."""
+    return _header(spec, device) | {"status": "failed", "reason": reason, "finished_at": _now()}
+
+
+def performance_key(spec: RunSpec, environment: dict[str, Any]) -> str:
+    """Accuracy key, device and software; the commit is told, but a commit is no other machine."""
+    hardware = {key: value for key, value in environment.items() if key not in ("commit", "dirty")}
+    return digest({"cell": spec.key, "environment": hardware})
+
+
+def _header(spec: RunSpec, device: torch.device) -> Record:
+    environment = measure.environment(device)
+    return {
+        "schema": SCHEMA,
+        "status": "failed",
+        "reason": None,
+        "key": spec.key,
+        "performance_key": performance_key(spec, environment),
+        "label": spec.label,
+        "cell": spec.cell,
+        "metrics": {},
+        "validation": {},
+        "curve": [],
+        "cost": {},
+        "environment": environment,
+        "warnings": [],
+        "flags": _flags(spec),
+        "official": None,
+        "started_at": _now(),
+    }
+
+
+def _flags(spec: RunSpec) -> dict[str, Any]:
+    """What a reader of the row must know beside its number."""
+    cell, entry = spec.cell, data.get(spec.cell["data"]["name"])
+    flags = {
+        "synthetic": cell["data"]["source"] == "synthetic",
+        "tiny": cell["model"]["preset"] == "tiny",
+        "ranked": cell["protocol"]["ranked"],
+        "cluster": entry.cluster,
+        "unrolled": False,
+        "leaked": "unknown",
+    }
+    if cell["model"]["name"] == "none":
+        return flags | {"leaked": "no"}
+    if cell["model"]["preset"] != "custom":
+        card = models.preset(f"{cell['model']['name']}:{cell['model']['preset']}")
+        flags["unrolled"] = cell["task"]["horizon"] > card.horizon
+        flags["leaked"] = card.overlap.get(entry.name, "unknown")
+    return flags
+
+
+@dataclass
+class _Run:
+    """One cell in the making."""
+
+    spec: RunSpec
+    device: torch.device
+
+    def __post_init__(self) -> None:
+        cell = self.spec.cell
+        for plugin in self.spec.places.plugins:
+            strategies.load_plugin(plugin)
+        self.protocol = Protocol(**cell["protocol"])
+        self.strategy = strategies.get(cell["strategy"]["name"], **cell["strategy"]["fields"])
+        self.task = Forecast(cell["task"]["horizon"], self.protocol.loss)
+        self.dataset = _dataset(
+            cell["data"]["name"], self.spec.places.data or "", cell["data"]["source"]
+        )
+        _expect("the data set's file", self.dataset.sha256, cell["data"]["sha256"])
+
+    def execute(self, progress: Progress) -> Record:
+        """The record's measured part."""
+        facts = {"warnings": list(self.dataset.warnings), "official": self.dataset.official}
+        if not self.strategy.needs_model:
+            return self._naive() | facts
+        model = self._load()
+        self._refuse_impossible(model)
+        trained = self._train(model, progress)
+        return self._tested(trained) | facts
+
+    def _load(self) -> LTSM:
+        name, identity = self._model_name(), self.spec.cell["model"]
+        source, weights = self.spec.model_source, self.spec.weights_file
+        hashes = models.describe(name, source, weights=weights)
+        _expect("the model's weights", hashes[1], identity["weights"])
+        options = identity["options"]
+        model = models.load(
+            name, source, weights=weights, lookback=self.spec.cell["lookback"], **options
+        )
+        return model.to(self.device)
+
+    def _model_name(self) -> str:
+        identity = self.spec.cell["model"]
+        custom = identity["preset"] == "custom"
+        return identity["name"] if custom else f"{identity['name']}:{identity['preset']}"
+
+    def _refuse_impossible(self, model: LTSM) -> None:
+        if "forecast" not in model.capabilities:
+            raise NotApplicable(f"{model.name} does not forecast")
+        if not self.strategy.trains and "zero-shot" not in model.capabilities:
+            raise NotApplicable(f"{model.name} has no pretrained forecasting head")
+
+    def _split(self, part: Any) -> Windows:
+        lookback = self.spec.cell["lookback"]
+        return split(self.dataset, part, lookback, self.task.horizon, self.device)
+
+    def _train(self, model: LTSM, progress: Progress) -> Trained:
+        cell = self.spec.cell
+        pretrained = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        return train(
+            model,
+            self.strategy,
+            self.task,
+            self._split("train"),
+            self._split("validation"),
+            self.protocol,
+            lr=cell["lr"],
+            seed=cell["seed"],
+            reload=lambda: pretrained,
+            progress=progress,
+        )
+
+    def _tested(self, trained: Trained) -> Record:
+        """Test windows are made here, after training has ended."""
+        windows, watch = self._split("test"), Stopwatch(self.device)
+        scores = self._score(trained.model, windows, watch)
+        oracle = [
+            {"step": s.step, "mse": self._score(s.model, windows, Stopwatch(self.device)).mse}
+            for s in trained.snapshots
+        ]
+        metrics = _metrics(scores, windows, self.dataset)
+        if oracle:
+            metrics["oracle"] = min(oracle, key=lambda point: point["mse"])
+        return {
+            "metrics": metrics,
+            "validation": {
+                "selected_step": trained.selected_step,
+                "mse": trained.validation_mse,
+                "num_windows": len(self._split("validation")),
+                "candidates": trained.candidates,
+            },
+            "curve": trained.curve,
+            "cost": _cost(trained, scores, watch),
+        }
+
+    def _score(self, model: LTSM, windows: Windows, watch: Stopwatch) -> Scores:
+        with evaluating(model):
+            return self._evaluate(model._forecast, windows, watch)
+
+    def _evaluate(self, forecaster: Forecaster, windows: Windows, watch: Stopwatch) -> Scores:
+        index = _test_index(len(windows), self.protocol.num_test)
+        with watch.running():
+            return self.task.evaluate(forecaster, windows, index)
+
+    def _naive(self) -> Record:
+        windows, watch = self._split("test"), Stopwatch(self.device)
+        forecaster = self.strategy.forecast  # type: ignore[attr-defined]
+        scores = self._evaluate(forecaster, windows, watch)
+        return {
+            "metrics": _metrics(scores, windows, self.dataset),
+            "cost": _test_cost(scores, watch),
+        }
+
+
+def _test_index(num_windows: int, num_test: int | None) -> torch.Tensor | None:
+    """All windows, or `num_test` of them at an even stride, the same for every strategy."""
+    if num_test is None or num_test >= num_windows:
+        return None
+    return torch.arange(num_test) * num_windows // num_test
+
+
+def _metrics(scores: Scores, windows: Windows, dataset: Dataset) -> dict[str, Any]:
+    return {
+        "mse": scores.mse,
+        "mae": scores.mae,
+        "mase": scores.mase(dataset.mase_scale),
+        "num_windows": scores.num_windows,
+        "num_starts": windows.num_starts,
+        "mse_per_channel": list(scores.mse_per_channel),
+    }
+
+
+def _cost(trained: Trained, scores: Scores, test: Stopwatch) -> dict[str, Any]:
+    steps = trained.steps
+    cost = {
+        "prepare_s": trained.preparation.wall_s,
+        "train_s": steps.wall_s,
+        "train_cpu_s": steps.cpu_s,
+        "validate_s": trained.validation.wall_s,
+        "train_windows": trained.num_train_windows,
+        "train_windows_per_s": _rate(trained.num_train_windows, steps.wall_s),
+        "train_windows_per_cpu_s": _rate(trained.num_train_windows, steps.cpu_s),
+        "num_parameters": sum(p.numel() for p in trained.model.parameters()),
+        "num_trained": trained.num_trained,
+    }
+    return cost | _test_cost(scores, test)
+
+
+def _test_cost(scores: Scores, watch: Stopwatch) -> dict[str, Any]:
+    return {
+        "test_s": watch.wall_s,
+        "test_cpu_s": watch.cpu_s,
+        "test_windows": scores.num_windows,
+        "test_windows_per_s": _rate(scores.num_windows, watch.wall_s),
+        "test_windows_per_cpu_s": _rate(scores.num_windows, watch.cpu_s),
+    }
+
+
+def _rate(count: int, seconds: float) -> float | None:
+    return count / seconds if count and seconds > 0 else None
+
+
+def _expect(what: str, found: str, expected: str) -> None:
+    if found != expected:
+        raise InputError(f"{what} changed since the run was planned ({found[:12]} is on disk)")
+
+
+@functools.lru_cache(maxsize=4)
+def _dataset(name: str, root: str, source: Any) -> Dataset:
+    return data.load(name, root, source=source)
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
