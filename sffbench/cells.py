@@ -11,7 +11,15 @@ from sffbench import data, models, strategies
 from sffbench.errors import InputError
 from sffbench.protocol import Protocol
 from sffbench.strategies import Strategy
-from sffbench.suite import ModelEntry, Places, RunSpec, Suite, canonical_json, unique_labels
+from sffbench.suite import (
+    ModelEntry,
+    Places,
+    RunSpec,
+    Suite,
+    canonical_json,
+    resolved_protocol,
+    unique_labels,
+)
 
 DEFAULT_LR = 1e-4  # for a checkpoint that is no preset and so has no card
 _NO_MODEL: dict[str, Any] = {
@@ -32,7 +40,15 @@ class Entry:
     seeds: tuple[int, ...]
 
 
-def generate(suite: Suite, protocol: Protocol, places: Places) -> Iterator[RunSpec]:
+def expand(suite: Suite, places: Places) -> list[RunSpec]:
+    """All cells of a suite, each once: data set, horizon, strategy, seed, model, in this order."""
+    specs: dict[str, RunSpec] = {}
+    for spec in _generate(suite, resolved_protocol(suite), places):
+        specs.setdefault(spec.key, spec)
+    return list(specs.values())
+
+
+def _generate(suite: Suite, protocol: Protocol, places: Places) -> Iterator[RunSpec]:
     """Yield a cell for every data set x horizon x seed x model x strategy."""
     for plugin in places.plugins:
         strategies.load_plugin(plugin)

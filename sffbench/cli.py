@@ -102,7 +102,7 @@ def plan(
     shard: Annotated[str | None, typer.Option(metavar="i/n", help="Only every n-th cell.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Show which runs a suite holds, which are done, and the hours that are left. Writes nothing."""
+    """Show which runs a suite holds, which are done, and the hours left. Writes nothing."""
     from sffbench import planning
 
     overview = planning.overview(_specs(suite, data_dir, plugin, shard), results)
@@ -124,7 +124,7 @@ def run(
     retry_failed: Annotated[bool, typer.Option(help="Run failed cells again.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Run what is missing of a suite. Safe to stop and to repeat: finished cells are never rerun."""
+    """Run what is missing of a suite. Safe to stop and repeat: finished cells are never rerun."""
     from sffbench import driver
 
     if engine != "local":
@@ -198,10 +198,11 @@ def pretrain(
 def _specs(
     name: str, data_dir: str | None, plugins: list[str] | None = None, part: str | None = None
 ) -> list[Any]:
+    from sffbench import cells
     from sffbench import suite as suites
 
     places = suites.Places(data=data_dir, plugins=tuple(plugins or ()))
-    specs = suites.expand(suites.load(name), places)
+    specs = cells.expand(suites.load(name), places)
     return suites.shard(specs, part) if part else specs
 
 

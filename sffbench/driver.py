@@ -8,8 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.progress import TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from sffbench import measure
 from sffbench.engines.local import Event, run_local, write_off
@@ -34,7 +40,7 @@ def run_suite(
     check_writable(results)
     todo = []
     for spec in specs:
-        state = state_of(store, spec)
+        state = store.state(spec.key)
         if state == "failed" and retry_failed:
             store.forgive_all(spec.key)
         if state == "missing" or (state == "failed" and retry_failed):
@@ -42,12 +48,6 @@ def run_suite(
     runnable = [spec for spec in todo if not _written_off(store, spec, device)]
     _follow(run_local(runnable, results, device, jobs, threads), len(specs), len(runnable))
     return _summary(store, specs, len(runnable))
-
-
-def state_of(store: Store, spec: RunSpec) -> str:
-    """`ok`, `n/a`, `failed`, or `missing`."""
-    record = store.find(spec.key)
-    return "missing" if record is None else str(record["status"])
 
 
 def text(summary: dict[str, Any], results: Path) -> str:

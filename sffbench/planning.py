@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sffbench import data, driver
+from sffbench import data
+from sffbench.context import StepBudget
 from sffbench.data import catalog
 from sffbench.store import Record, Store
 from sffbench.suite import RunSpec
-from sffbench.training import StepBudget
 
 CPU_FLOPS = 40e9  # of one thread, float32, small matrices; an ordinary server core
 GPU_FLOPS = 20e12  # of one data-centre GPU in the same models: they are far from filling it
@@ -37,7 +37,7 @@ class Work:
 def overview(specs: list[RunSpec], results: Path) -> dict[str, Any]:
     """Counts by state, and estimated hours of what is missing."""
     store = Store(results)
-    states = {spec.key: driver.state_of(store, spec) for spec in specs}
+    states = {spec.key: store.state(spec.key) for spec in specs}
     missing = [spec for spec in specs if states[spec.key] == "missing"]
     done = [record for spec in specs if (record := store.find(spec.key)) is not None]
     hours = {

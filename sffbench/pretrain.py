@@ -1,6 +1,7 @@
 """Small checkpoints made here, so that the whole pipeline means something without a network.
 
     pretrain("ttm:tiny", "folder", seed=0)      # config.json, model.safetensors, card.json
+    run("ttm:tiny")                             # the same into the package, with a progress bar
 
 Trains a randomly created preset with its own loss on windows of synthetic series (Gaussian-process
 kernel mixtures, trend, seasons, noise). One thread and seeded streams: the same call on the same
@@ -22,10 +23,11 @@ from torch import Tensor
 from sffbench import models
 from sffbench.data import synthetic
 from sffbench.errors import InputError
+from sffbench.models import checkpoint
 from sffbench.models.base import LTSM
 
-Progress = Callable[[int, float], None]  # (step, loss), after every step
-STEPS = 8000
+OnStep = Callable[[int, float], None]  # (step, loss), after every step
+STEPS = 5000
 SERIES_LENGTH = 1536
 
 
@@ -38,13 +40,13 @@ def pretrain(
     batch: int = 256,
     lr: float = 2e-3,
     num_series: int = 20_000,
-    progress: Progress | None = None,
+    progress: OnStep | None = None,
 ) -> dict[str, Any]:
     """Train `name` ("model:preset") from scratch and write a checkpoint folder; returns its card.
 
-    AdamW (weight decay 0.01), 5 % warm-up, cosine to 0, gradients clipped to norm 1; `batch` windows
-    a step at random places of random series. Raises `InputError` for an unknown preset or a count
-    below 1.
+    AdamW (weight decay 0.01), 5 % warm-up, cosine to 0, gradients clipped to norm 1; `batch`
+    windows a step at random places of random series. Raises `InputError` for an unknown preset or a
+    count below 1.
     """
     for what, given in (("steps", steps), ("batch", batch), ("num_series", num_series)):
         if given < 1:
@@ -77,6 +79,33 @@ def pretrain(
     return card
 
 
+def run(
+    name: str, out: str | Path | None = None, *, steps: int | None = None, seed: int = 0
+) -> Path:
+    """What `sffbench pretrain` does: `pretrain` with a progress bar; returns the folder written.
+
+    Without `out`, the packaged weights of a `tiny` preset are replaced; others need a folder.
+    """
+    from rich import progress as bars
+    from rich.console import Console
+
+    model, preset = models.parse(name)
+    if out is None and preset != "tiny":
+        raise InputError(f"{name} is not packaged: name a folder to write")
+    folder = Path(out) if out is not None else checkpoint.PACKAGED / f"{model}-{preset}"
+    steps = steps or STEPS
+    loss_column = bars.TextColumn("loss {task.fields[loss]:.3f}")
+    columns = (bars.BarColumn(), bars.MofNCompleteColumn(), loss_column, bars.TimeRemainingColumn())
+    with bars.Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(name, total=steps, loss=float("nan"))
+
+        def show(step: int, loss: float) -> None:
+            bar.update(task, completed=step, loss=loss)
+
+        pretrain(name, folder, steps=steps, seed=seed, progress=show)
+    return folder
+
+
 def _windows(
     model: LTSM, num_series: int, batch: int, seed: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -98,7 +127,7 @@ def _train(
     windows: Iterator[tuple[Tensor, Tensor]],
     steps: int,
     lr: float,
-    progress: Progress | None,
+    progress: OnStep | None,
 ) -> list[float]:
     """The loss of every step."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01)

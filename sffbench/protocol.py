@@ -15,7 +15,7 @@ from sffbench.errors import unknown
 
 
 class Budget(BaseModel):
-    """What a suite's `[budget]` may override: how long training lasts and how often it is checked."""
+    """What a suite's `[budget]` may override: length of training, how often it is checked."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -67,7 +67,7 @@ class Protocol(BaseModel):
         return self
 
     def with_budget(self, budget: Budget) -> Protocol:
-        """This protocol with the budget's set fields; setting one kind of length unsets the other."""
+        """This protocol with the budget's set fields; one kind of length unsets the other."""
         changes: dict[str, Any] = budget.model_dump(exclude_none=True)
         if "max_steps" in changes:
             changes.setdefault("epochs", None)

@@ -23,7 +23,6 @@ from sffbench.measure import Stopwatch
 from sffbench.models.base import LTSM, evaluating
 from sffbench.protocol import Protocol
 from sffbench.store import SCHEMA, Record
-
 from sffbench.suite import RunSpec, digest
 from sffbench.tasks import Forecast, Scores
 from sffbench.tasks.forecast import Forecaster

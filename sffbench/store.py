@@ -36,6 +36,11 @@ class Store:
         records.sort(key=lambda r: (r["status"] == "ok", r["finished_at"]))
         return records[-1] if records else None
 
+    def state(self, key: str) -> str:
+        """`ok`, `n/a`, `failed`, or `missing`."""
+        record = self.find(key)
+        return "missing" if record is None else str(record["status"])
+
     def write(self, record: Record) -> Path:
         """Write a record for good; the marker of its start goes away afterwards."""
         folder = self.root / "runs" / record["key"]

@@ -1,8 +1,8 @@
 """What to run: a suite (a TOML file) becomes cells, and every cell has a key.
 
-    suite = load("quick")                  # a shipped name or a path
-    specs = expand(suite, Places(data="data"))
-    specs[0].key                           # hash of everything that decides the result
+    suite = load("quick")                        # a shipped name or a path
+    specs = cells.expand(suite, Places("data"))  # in cells.py
+    specs[0].key                                 # hash of everything that decides the result
 
 The accuracy key hashes no hardware and no path: the same cell has the same key everywhere.
 """
@@ -158,17 +158,6 @@ def resolved_protocol(suite: Suite) -> Protocol:
         return protocols.get(suite.protocol).with_budget(suite.budget)
     except ValidationError as error:
         raise from_validation(error, Protocol, f"budget of suite {suite.name!r}") from None
-
-
-def expand(suite: Suite, places: Places) -> list[RunSpec]:
-    """All cells of a suite, each once, in a fixed order: data set, horizon, seed, model, strategy."""
-    # Deferred: strategies and models bring torch, which reading a suite does not need.
-    from sffbench import cells
-
-    specs: dict[str, RunSpec] = {}
-    for spec in cells.generate(suite, resolved_protocol(suite), places):
-        specs.setdefault(spec.key, spec)
-    return list(specs.values())
 
 
 def shard(specs: list[RunSpec], part: str) -> list[RunSpec]:

@@ -1,4 +1,4 @@
-"""Turn pydantic's reports into one clear line: what was given, what is allowed, the nearest name."""
+"""Pydantic's reports as one clear line: what was given, what is allowed, the nearest name."""
 
 from __future__ import annotations
 

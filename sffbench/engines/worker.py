@@ -48,7 +48,12 @@ def main() -> None:
     root, device_name, threads = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     store, under_way = Store(root), set[str]()
     answers = _private_stdout()
-    lines = _watch_stdin(lambda: [store.forgive(key) for key in under_way])
+
+    def say_goodbye() -> None:
+        for key in under_way:
+            store.forgive(key)
+
+    lines = _watch_stdin(say_goodbye)
 
     import torch
 
@@ -77,7 +82,7 @@ def _private_stdout() -> TextIO:
     return answers
 
 
-def _watch_stdin(say_goodbye: Callable[[], object]) -> Iterator[str]:
+def _watch_stdin(say_goodbye: Callable[[], None]) -> Iterator[str]:
     """Lines of stdin, read in a thread that ends the process the moment the parent goes away.
 
     The cell under way did not kill anybody, so its start is no attempt: `say_goodbye` says so.

@@ -43,7 +43,7 @@ def names() -> list[str]:
 
 
 def parse(name: str) -> tuple[str, str | None]:
-    """`"ttm:tiny"` -> `("ttm", "tiny")`, `"ttm"` -> `("ttm", None)`; an unknown model is an error."""
+    """`"ttm:tiny"` -> `("ttm", "tiny")`, `"ttm"` -> `("ttm", None)`; else `InputError`."""
     model, _, preset_name = name.partition(":")
     if model not in names():
         raise unknown("model", model, names())
@@ -150,7 +150,7 @@ def create(
 def _empty(
     cls: type[LTSM], config: Mapping[str, Any], lookback: int | None, horizon: int | None
 ) -> LTSM:
-    """The network of `config` with unset weights: no time goes into numbers that are overwritten."""
+    """The network of `config`, its weights unset: nothing is drawn only to be overwritten."""
     import torch
 
     for what, given in (("lookback", lookback), ("horizon", horizon)):

@@ -1,9 +1,10 @@
 """Timer 1.0 (`Timer_forecast_1.0.ckpt` and its siblings): the network that SFF fine-tuned.
 
-Tokens of P values with fixed sinusoidal positions, causal attention, a GELU feed-forward kept as 1x1
-convolutions, LayerNorm after each residual sum, one linear head with bias; token i predicts token i + 1.
-State-dict names are those of the authors' `TimerBackbone`, whose outputs `golden/timer_legacy` records.
-Call: `sffbench.models.create("timer:1.0", e_layers=2, d_model=128, d_ff=256)`; read top to bottom.
+Tokens of P values with fixed sinusoidal positions, causal attention, a GELU feed-forward kept as
+1x1 convolutions, LayerNorm after each residual sum, one linear head with bias; token i predicts
+token i + 1. State-dict names are those of the authors' `TimerBackbone`, whose outputs
+`golden/timer_legacy` records. Call: `sffbench.models.create("timer:1.0", e_layers=2, d_model=128,
+d_ff=256)`; read top to bottom.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from sffbench.errors import InputError
 from sffbench.models.base import LTSM, InitName, default_init
 from sffbench.models.blocks import (
     Dropout,
+    call,
     causal_attention,
     location_scale,
     masked_mean,
@@ -48,7 +50,7 @@ class Embedding(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         places = self.position_embedding.get_buffer("pe")[:, : tokens.shape[1]]
-        return self.dropout(self.value_embedding(tokens) + places)
+        return call(self.dropout, self.value_embedding(tokens) + places)
 
 
 class Attention(nn.Module):
@@ -68,8 +70,8 @@ class Attention(nn.Module):
         key = self.key_projection(hidden).unflatten(-1, self.heads)
         value = self.value_projection(hidden).unflatten(-1, self.heads)
         dropped = self.dropout.p if self.training else 0.0
-        mixed: Tensor = causal_attention(query, key, value, dropped)
-        return self.out_projection(mixed.flatten(-2))
+        mixed = causal_attention(query, key, value, dropped)
+        return call(self.out_projection, mixed.flatten(-2))
 
 
 class Layer(nn.Module):
@@ -88,7 +90,7 @@ class Layer(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         hidden = self.norm1(hidden + self.dropout(self.attention(hidden)))
         inner = self.dropout(F.gelu(pointwise(self.conv1, hidden)))
-        return self.norm2(hidden + self.dropout(pointwise(self.conv2, inner)))
+        return call(self.norm2, hidden + self.dropout(pointwise(self.conv2, inner)))
 
 
 class Decoder(nn.Module):
@@ -102,15 +104,15 @@ class Decoder(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         for layer in self.attn_layers:
             hidden = layer(hidden)
-        return self.norm(hidden)
+        return call(self.norm, hidden)
 
 
 class TimerLegacy(Timer):
     """Timer 1.0: the window slides by one token per step and is normalised anew each time.
 
-    z = (x - mean) / sqrt(population variance + 1e-5). The context is cut on the left to whole tokens; fewer
-    values than one token are refused. With a mask, mean and variance are those of the observed values
-    and missing ones enter the network as 0 (the authors' rule for imputation).
+    z = (x - mean) / sqrt(population variance + 1e-5). The context is cut on the left to whole
+    tokens; fewer values than one token are refused. With a mask, mean and variance are those of the
+    observed values and missing ones enter the network as 0 (the authors' rule for imputation).
     """
 
     capabilities = frozenset({"forecast", "zero-shot", "imputation", "anomaly"})
@@ -141,18 +143,19 @@ class TimerLegacy(Timer):
 
     def network(self, series: Tensor, cache: Any = None) -> Tensor:
         """Normalised tokens [M, N * P] -> the token after each, [M, N * P]."""
-        hidden = self.decoder(self.patch_embedding(series.unflatten(1, (-1, self.token))))
-        return self.proj(hidden).flatten(1)
+        tokens = series.reshape(len(series), -1, self.token)
+        return call(self.proj, self.decoder(self.patch_embedding(tokens))).flatten(1)
 
     def next_values(self, values: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Place i predicts place i + P: [B, C, L] -> [B, C, L], L in whole tokens, units of `values`.
+        """Place i predicts place i + P, in the units of `values`: [B, C, L] -> [B, C, L].
 
-        Forecast (its last token), imputation (with `mask`, 1 where observed; the prediction of a missing
-        token stands one token earlier) and anomaly detection (errors against what came) all read this.
+        Forecast (its last token), imputation (with `mask`, 1 where observed; the prediction of a
+        missing token stands one token earlier) and anomaly detection (errors against what came) all
+        read this.
         """
         series, seen = self._tokens(values), None if mask is None else self._tokens(mask)
         predicted = self._predict(series, *location_scale(series, seen), seen)
-        return predicted.unflatten(0, values.shape[:2])
+        return predicted.reshape(*values.shape[:2], -1)
 
     def _predict(self, series: Tensor, mean: Tensor, std: Tensor, seen: Tensor | None) -> Tensor:
         normed = (series - mean) / std
@@ -176,7 +179,7 @@ class TimerLegacy(Timer):
             seen = (
                 None if seen is None else F.pad(seen[:, self.token :], (0, self.token), value=1.0)
             )
-        return torch.cat(blocks, dim=1)[:, :horizon].unflatten(0, past.shape[:2])
+        return torch.cat(blocks, dim=1)[:, :horizon].reshape(*past.shape[:2], horizon)
 
     def _loss(
         self,
@@ -206,7 +209,7 @@ class TimerLegacy(Timer):
         return masked_mean((predicted - target).square(), masks[1])
 
     def accept(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A checkpoint may hold fewer positions than 5000, or none: they follow from the formula."""
+        """A checkpoint may hold fewer than 5000 positions, or none: they follow from a formula."""
         positions = state.get(POSITIONS)
         own = self.get_buffer(POSITIONS)
         if positions is None:

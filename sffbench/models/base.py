@@ -32,8 +32,8 @@ class Preset:
     """One published size of a model: what to build, where its weights come from, what we know.
 
     `config` holds the structural fields of the published `config.json`; `lr` is the card's learning
-    rate for full fine-tuning under the `standard` protocol; `overlap` maps a data set to "yes", "no"
-    or "unknown" with its source: was that data set in the pretraining corpus?
+    rate for full fine-tuning under the `standard` protocol; `overlap` maps a data set to "yes",
+    "no" or "unknown" with its source: was that data set in the pretraining corpus?
     """
 
     config: Mapping[str, Any]
@@ -51,10 +51,11 @@ class Preset:
 class LTSM(nn.Module):
     """Base class of all models; see `docs/adding-a-model.md`.
 
-    Class attributes: `name` (as in `load("name:preset")`), `presets`, `capabilities`, `head_prefixes`
-    (of the parameter names that a linear probe trains), `options` (config fields that `load` may override
-    because they change no shape). Instances have `config`, `lookback` (context to cut windows
-    with), `horizon` (native). A family with several networks overrides `variant`.
+    Class attributes: `name` (as in `load("name:preset")`), `presets`, `capabilities`,
+    `head_prefixes` (of the parameter names that a linear probe trains), `options` (config fields
+    that `load` may override because they change no shape). Instances have `config`, `lookback`
+    (context to cut windows with), `horizon` (native). A family with several networks overrides
+    `variant`.
     """
 
     name: ClassVar[str]
@@ -87,7 +88,7 @@ class LTSM(nn.Module):
 
     @classmethod
     def variant(cls, config: Mapping[str, Any]) -> type[LTSM]:
-        """The class that builds `config`: the model itself unless the family has several networks."""
+        """The class that builds `config`: `cls` unless the family has several networks."""
         return cls
 
     # -- what a subclass writes ------------------------------------------------------------------
@@ -102,7 +103,7 @@ class LTSM(nn.Module):
         num_samples: int | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """[B, C, L] -> [B, C, H] without checks, in the current mode: what evaluation loops call."""
+        """[B, C, L] -> [B, C, H], unchecked, in the current mode: what evaluation loops call."""
 
     @abstractmethod
     def _loss(
@@ -118,13 +119,13 @@ class LTSM(nn.Module):
 
     @abstractmethod
     def initial(self, init: InitName = "usable") -> dict[str, Init]:
-        """The authors' random initialisation: one `Init` per parameter name (an alias counts once)."""
+        """The authors' random initialisation: one `Init` per parameter name, aliases once."""
 
     def reset_buffers(self) -> None:
-        """Fill the buffers that no checkpoint holds; called after the empty network was allocated."""
+        """Fill the buffers that no checkpoint holds; called on the empty network."""
 
     def accept(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors of a checkpoint as this network names and shapes them; called before loading."""
+        """A checkpoint's tensors as this network names and shapes them; called before loading."""
         return dict(state)
 
     # -- what everybody calls --------------------------------------------------------------------
@@ -140,9 +141,10 @@ class LTSM(nn.Module):
     ) -> Tensor:
         """Point forecast, [B, C, L] -> [B, C, H], in the units of `past`.
 
-        `past_mask` is [B, C, L] with 1 where observed; a missing value may be NaN. Runs in eval mode
-        without gradients. Raises `InputError` for a wrong rank or dtype, an empty batch, a value that
-        is not finite, a mask of another shape, a horizon below 1, or samples of a point model.
+        `past_mask` is [B, C, L] with 1 where observed; a missing value may be NaN. Runs in eval
+        mode without gradients. Raises `InputError` for a wrong rank or dtype, an empty batch, a
+        value that is not finite, a mask of another shape, a horizon below 1, or samples of a point
+        model.
         """
         if num_samples is not None and "probabilistic" not in self.capabilities:
             raise InputError(f"{self.name} is a point model: num_samples must be None")
@@ -163,8 +165,9 @@ class LTSM(nn.Module):
     ) -> Tensor:
         """The model's own fine-tuning loss: past [B, C, L], future [B, C, H] -> scalar.
 
-        Masks have the shapes of what they mask, 1 where observed; missing values count as 0. Values are not scanned: a NaN in
-        the data gives a NaN loss, which the training loop reports as divergence.
+        Masks have the shapes of what they mask, 1 where observed; missing values count as 0. Values
+        are not scanned: a NaN in the data gives a NaN loss, which the training loop reports as
+        divergence.
         """
         for what, given, like in (
             ("past", past, None),

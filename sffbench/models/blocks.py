@@ -40,11 +40,11 @@ def dropout_mask(like: Tensor, p: float) -> Tensor:
 def linear_over_rows(linear: nn.Module, values: Tensor) -> Tensor:
     """W x + b along the last axis but one: [M, N, D] -> [M, N', D].
 
-    The plain layer is multiplied from the left, which saves two copies. A layer that somebody hooked,
-    wrapped or replaced (adapters, masks, parametrisations) is called as the module it is.
+    The plain layer is multiplied from the left, which saves two copies. A layer that somebody
+    hooked, wrapped or replaced (adapters, masks, parametrisations) is called as the module it is.
     """
     if not is_plain(linear):
-        return linear(values.transpose(-1, -2)).transpose(-1, -2)
+        return call(linear, values.transpose(-1, -2)).transpose(-1, -2)
     assert isinstance(linear, nn.Linear)
     weight = linear.weight.expand(values.shape[0], -1, -1)
     if linear.bias is None:
@@ -53,9 +53,9 @@ def linear_over_rows(linear: nn.Module, values: Tensor) -> Tensor:
 
 
 def pointwise(conv: nn.Module, values: Tensor) -> Tensor:
-    """A convolution of width 1 over tokens: [M, N, D] -> [M, N, D'], as the linear map that it is."""
+    """A convolution of width 1 over tokens, as the linear map it is: [M, N, D] -> [M, N, D']."""
     if not is_plain(conv, nn.Conv1d):
-        return conv(values.transpose(-1, -2)).transpose(-1, -2)
+        return call(conv, values.transpose(-1, -2)).transpose(-1, -2)
     assert isinstance(conv, nn.Conv1d)
     return F.linear(values, conv.weight[..., 0], conv.bias)
 
@@ -71,25 +71,30 @@ def is_plain(module: nn.Module, kind: type[nn.Module] = nn.Linear) -> bool:
     return type(module) is kind and not any(hooks)
 
 
-def call(linear: nn.Module, values: Tensor) -> Tensor:
-    """W x + b along the last axis, to stand beside `linear_over_rows`."""
-    result: Tensor = linear(values)
+def call(module: nn.Module, *inputs: object) -> Tensor:
+    """`module(*inputs)` for a module that returns one tensor, with a type (torch gives it none)."""
+    result: Tensor = module(*inputs)
     return result
 
 
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0) -> Tensor:
     """softmax(q k' / sqrt(d), keys up to the query's own place) v, heads apart.
 
-    Shapes: query [M, N, heads, d], key and value [M, K, heads, d] with K >= N: the queries are the last
-    N places -> [M, N, heads, d]. `dropout` acts on the attention weights. On a CPU a few tokens go
-    through plain products with the heads innermost, three times as fast as the fused kernel there.
+    Shapes: query [M, N, heads, d], key and value [M, K, heads, d] with K >= N: the queries are the
+    last N places -> [M, N, heads, d]. `dropout` acts on the attention weights. On a CPU a few
+    tokens go through plain products with the heads innermost, three times as fast as the fused
+    kernel there.
     """
     num_queries, num_keys = query.shape[1], key.shape[1]
     if query.device.type != "cpu" or num_keys > 32:
-        heads_first = [part.transpose(1, 2) for part in (query, key, value)]
         mask = None if num_queries == num_keys else _seen(num_queries, num_keys, query.device)
         mixed = F.scaled_dot_product_attention(
-            *heads_first, attn_mask=mask, dropout_p=dropout, is_causal=mask is None
+            query.transpose(1, 2),
+            key.transpose(1, 2),
+            value.transpose(1, 2),
+            attn_mask=mask,
+            dropout_p=dropout,
+            is_causal=mask is None,
         )
         return mixed.transpose(1, 2)
     scores = torch.einsum("mihd,mjhd->mijh", query * query.shape[-1] ** -0.5, key)
@@ -111,9 +116,9 @@ def _seen(num_queries: int, num_keys: int, device: torch.device) -> Tensor:
 def next_tokens(past: Tensor, future: Tensor, token: int) -> tuple[Tensor, Tensor]:
     """Teacher forcing for next-token models: [M, N * P], [M, H] -> input [M, K * P], target [M, T].
 
-    The target is the series without its first token, T = (N - 1) * P + H values. The input is as many
-    whole tokens as it takes to predict them: future tokens but the last, so no value sees itself.
-    Where H is no multiple of P, the last token is supervised by its first values only.
+    The target is the series without its first token, T = (N - 1) * P + H values. The input is as
+    many whole tokens as it takes to predict them: future tokens but the last, so no value sees
+    itself. Where H is no multiple of P, the last token is supervised by its first values only.
     """
     series = torch.cat([past, future], dim=1)
     target = series[:, token:]

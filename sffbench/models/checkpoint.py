@@ -29,8 +29,11 @@ def cache_folder() -> Path:
 
 
 def find(name: str, preset: str | None, source: str | os.PathLike[str] | None) -> Path:
-    """The folder to load: `source`, else the packaged `tiny`, else
-    `$SFFBENCH_CHECKPOINTS/<name>-<preset>`, else the cache; else `InputError`."""
+    """The folder to load: the first that exists, else `InputError`.
+
+    `source` if given; else `<name>-<preset>` in the package (`tiny`), in `$SFFBENCH_CHECKPOINTS` or
+    in the cache.
+    """
     if source is not None:
         folder = Path(source).expanduser()
         if not folder.is_dir():
@@ -79,7 +82,7 @@ def weight_files(folder: Path, weights: str = WEIGHTS) -> list[Path]:
 
 
 def describe(folder: Path, weights: str = WEIGHTS) -> tuple[str, str]:
-    """(config hash, weights hash): SHA-256 of canonical JSON and of the bytes of the weight files."""
+    """(config hash, weights hash): SHA-256 of canonical JSON and of the weight files' bytes."""
     canonical = json.dumps(read_config(folder), sort_keys=True, separators=(",", ":"))
     digest = hashlib.sha256()
     for path in weight_files(folder, weights):

@@ -1,9 +1,10 @@
 """Timer (the Hugging Face release `timer-base-84m`): a decoder over patches of one variable.
 
-Tokens of P values, causal attention with rotary positions, SwiGLU, LayerNorm after each residual sum;
-token i predicts token i + 1. State-dict names are those of the authors' model code, whose outputs
-`golden/timer` records. Timer 1.0, another network of the same family, is in `_timer_legacy.py`.
-Call: `sffbench.models.load("timer", folder).forecast(past, 192)`; read top to bottom.
+Tokens of P values, causal attention with rotary positions, SwiGLU, LayerNorm after each residual
+sum; token i predicts token i + 1. State-dict names are those of the authors' model code, whose
+outputs `golden/timer` records. Timer 1.0, another network of the same family, is in
+`_timer_legacy.py`. Call: `sffbench.models.load("timer", folder).forecast(past, 192)`; read top to
+bottom.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from sffbench.errors import InputError
 from sffbench.models.base import LTSM, InitName, Preset
-from sffbench.models.blocks import causal_attention, masked_mean, next_tokens
+from sffbench.models.blocks import call, causal_attention, masked_mean, next_tokens
 
 if TYPE_CHECKING:
     from sffkernels import Init
@@ -137,7 +138,7 @@ class Attention(nn.Module):
     def forward(
         self, hidden: Tensor, angles: tuple[Tensor, Tensor], seen: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """[M, N, D] -> [M, N, D] and the keys and values so far; `seen` are those of earlier tokens."""
+        """[M, N, D] -> [M, N, D], and the keys and values so far; `seen` are earlier ones."""
         heads = (-1, self.head_width)
         query = rotate(self.q_proj(hidden).unflatten(-1, heads), *angles)
         key = rotate(self.k_proj(hidden).unflatten(-1, heads), *angles)
@@ -146,7 +147,7 @@ class Attention(nn.Module):
             key, value = torch.cat([seen[0], key], 1), torch.cat([seen[1], value], 1)
         # Upstream passes its dropout to the kernel in eval mode too; here it acts in training only.
         mixed = causal_attention(query, key, value, self.dropout if self.training else 0.0)
-        return self.o_proj(mixed.flatten(-2)), (key, value)
+        return call(self.o_proj, mixed.flatten(-2)), (key, value)
 
 
 class FeedForward(nn.Module):
@@ -159,7 +160,7 @@ class FeedForward(nn.Module):
         self.down_proj = nn.Linear(inner, width, bias=False)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(hidden)) * self.up_proj(hidden))
+        return call(self.down_proj, F.silu(self.gate_proj(hidden)) * self.up_proj(hidden))
 
 
 class Layer(nn.Module):
@@ -182,7 +183,7 @@ class Layer(nn.Module):
 
 
 class Backbone(nn.Module):
-    """Tokens [M, N, P] -> hidden [M, N, D]; the last layer's norm is followed by a norm of its own."""
+    """Tokens [M, N, P] -> hidden [M, N, D]; a norm of its own follows the last layer's."""
 
     def __init__(self, config: Mapping[str, Any]):
         super().__init__()
@@ -202,19 +203,21 @@ class Backbone(nn.Module):
             hidden, seen = layer(hidden, angles, cache[index] if start and cache else None)
             if cache is not None:
                 cache[index : index + 1] = [seen]
-        return self.norm(hidden)
+        return call(self.norm, hidden)
 
 
 class Timer(LTSM):
-    """Timer: normalise the context once, predict the next token, feed it back until H values are there.
+    """Timer: normalise the context once, predict the next token, feed it back up to the horizon.
 
-    z = (x - mean) / std, std unbiased, no epsilon. The context is cut on the left to whole tokens; fewer
-    values than one token are refused. A context that is constant to float precision (std at most
-    1e-6 of its largest magnitude) has no scale: it is divided by 1 and forecast as its mean, where
-    upstream gives NaN. Masked values are left out of mean and std and set to 0 after (our rule).
+    z = (x - mean) / std, std unbiased, no epsilon. The context is cut on the left to whole tokens;
+    fewer values than one token are refused. A context that is constant to float precision (std at
+    most 1e-6 of its largest magnitude) has no scale: it is divided by 1 and forecast as its mean,
+    where upstream gives NaN. Masked values are left out of mean and std and set to 0 after (our
+    rule).
 
-    Upstream's `generate` re-normalises each chunk that it feeds back with the chunk's own statistics
-    while cached keys used others; that quirk is fixed here by normalising once, as its users do.
+    Upstream's `generate` re-normalises each chunk that it feeds back with the chunk's own
+    statistics while cached keys used others; that quirk is fixed here by normalising once, as its
+    users do.
     """
 
     name = "timer"
@@ -250,8 +253,8 @@ class Timer(LTSM):
 
     def network(self, series: Tensor, cache: Cache | None = None) -> Tensor:
         """Normalised tokens [M, N * P] -> the token after each, [M, N * P]."""
-        hidden = self.model(series.unflatten(1, (-1, self.token)), cache)
-        return self.lm_heads[0](hidden).flatten(1)
+        hidden = self.model(series.reshape(len(series), -1, self.token), cache)
+        return call(self.lm_heads[0], hidden).flatten(1)
 
     def _forecast(
         self,
@@ -271,7 +274,7 @@ class Timer(LTSM):
             blocks.append(self.network(blocks[-1], cache))
         forecast = torch.cat(blocks, dim=1)[:, :horizon]
         forecast = torch.addcmul(mean, forecast, std.masked_fill(constant, 0.0))
-        return forecast.unflatten(0, past.shape[:2])
+        return forecast.reshape(*past.shape[:2], horizon)
 
     def _loss(
         self,
@@ -284,8 +287,8 @@ class Timer(LTSM):
     ) -> Tensor:
         """Mean over all predicted values of (network - z)^2, z by the context's mean and std.
 
-        Every token of the context is supervised by the next, the last ones by the future. Normalised
-        units, as the authors train it: windows weigh alike whatever their scale.
+        Every token of the context is supervised by the next, the last ones by the future.
+        Normalised units, as the authors train it: windows weigh alike whatever their scale.
         """
         past, future = self._tokens(past), future.flatten(0, 1)
         masks = None

@@ -118,7 +118,7 @@ PRESETS = {
         },
         lookback=512,
         horizon=96,
-        num_parameters=0,
+        num_parameters=165_536,
         lr=1e-3,
         licence="Apache-2.0",
         note="made here by `sffbench pretrain ttm:tiny` on synthetic series",
@@ -135,7 +135,7 @@ PRESETS = {
 
 
 class Mixer(nn.Module):
-    """h + gate(mlp(LayerNorm(h))), the MLP over the last axis or, `over_patches`, over the one before.
+    """h + gate(mlp(LayerNorm(h))), over the last axis or, `over_patches`, over the one before.
 
     mlp(x) = W2 gelu(W1 x); gate(x) = x * softmax(Wg x), whose weights sum to 1 over the mixed axis.
     Shapes: [M, N, D] -> [M, N, D], M = B * C windows, N patches, D features.
@@ -155,7 +155,7 @@ class Mixer(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         apply = linear_over_rows if self.over_patches else call
-        mixed = self.dropout(F.gelu(apply(self.mlp["fc1"], self.norm["norm"](hidden))))
+        mixed: Tensor = self.dropout(F.gelu(apply(self.mlp["fc1"], self.norm["norm"](hidden))))
         mixed = self.dropout(apply(self.mlp["fc2"], mixed))
         if self.gating_block:
             axis = -2 if self.over_patches else -1
@@ -178,11 +178,11 @@ class MixerLayer(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         if self.num_patches > 1:
             hidden = self.patch_mixer(hidden)
-        return self.feature_mixer(hidden)
+        return call(self.feature_mixer, hidden)
 
 
 class Level(nn.Module):
-    """One resolution of adaptive patching: [M, N, D] viewed as [M, N * f, D / f], mixed, viewed back."""
+    """One resolution of adaptive patching: [M, N, D] viewed as [M, N * f, D / f], and mixed."""
 
     def __init__(self, config: Mapping[str, Any], factor: int):
         super().__init__()
@@ -228,7 +228,7 @@ class Encoder(nn.Module):
         self.mlp_mixer_encoder = Mixers([*levels, *plain])
 
     def forward(self, patches: Tensor) -> Tensor:
-        return self.mlp_mixer_encoder(self.patcher(patches))
+        return call(self.mlp_mixer_encoder, self.patcher(patches))
 
 
 class Decoder(nn.Module):
@@ -247,11 +247,11 @@ class Decoder(nn.Module):
         )
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return self.decoder_block(self.adapter(hidden))
+        return call(self.decoder_block, self.adapter(hidden))
 
 
 def _complete(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config with defaults filled in; `InputError` names a field that asks for something else."""
+    """The config with defaults; `InputError` names a field that asks for something else."""
     for key, allowed in SUPPORTED.items():
         if key in config and config[key] not in allowed:
             raise InputError(
@@ -271,11 +271,11 @@ class TTM(LTSM):
     """TTM for prediction: scale, patch, encode, decode, one linear head over the whole horizon.
 
     z = (x - loc) / scale with loc the mean and scale = sqrt(population variance + 1e-5) of the
-    window, forecast = head(decoder(encoder(patches of z))) * scale + loc. A longer lookback is cut on
-    the left, a shorter one padded there with zeros that count as observed (as granite-tsfm 0.3.11; other
-    releases refuse). A horizon beyond the native one feeds the forecast back (official recursion), a
-    shorter one is cut. The official few-shot recipe trains decoder and head; `head_prefixes` names the
-    last linear map alone, which is what a linear probe trains.
+    window, forecast = head(decoder(encoder(patches of z))) * scale + loc. A longer lookback is cut
+    on the left, a shorter one padded there with zeros that count as observed (as granite-tsfm
+    0.3.11; other releases refuse). A horizon beyond the native one feeds the forecast back
+    (official recursion), a shorter one is cut. The official few-shot recipe trains decoder and
+    head; `head_prefixes` names the last linear map alone, which is what a linear probe trains.
     """
 
     name = "ttm"
@@ -304,9 +304,10 @@ class TTM(LTSM):
 
     def network(self, scaled: Tensor) -> Tensor:
         """Scaled windows [M, L] -> scaled forecasts [M, H of the head]."""
-        patches = scaled.unflatten(1, (self.config["num_patches"], -1))
+        num_patches, length = self.config["num_patches"], self.config["patch_length"]
+        patches = scaled[:, -num_patches * length :].reshape(-1, num_patches, length)
         hidden = self.decoder(self.backbone["encoder"](patches))
-        return self.head["base_forecast_block"](self.head_dropout(hidden.flatten(1)))
+        return call(self.head["base_forecast_block"], self.head_dropout(hidden.flatten(1)))
 
     def _roll(self, past: Tensor, mask: Tensor | None) -> Tensor:
         """One native forecast: [M, L] -> [M, H of the head], in the units of `past`."""
@@ -337,7 +338,7 @@ class TTM(LTSM):
             mask = None if mask is None else F.pad(mask, (0, self.block), value=1.0)
             blocks.append(self._roll(past, mask))
         joined = torch.cat(blocks, dim=1) if len(blocks) > 1 else blocks[0]
-        return joined[:, :horizon].unflatten(0, lead)
+        return joined[:, :horizon].reshape(*lead, horizon)
 
     def _loss(
         self,
@@ -355,5 +356,5 @@ class TTM(LTSM):
         return LOSSES[self.config["loss"]](forecast, future)
 
     def initial(self, init: InitName = "usable") -> dict[str, Init]:
-        """PyTorch's defaults (the published config sets `post_init` to false); nothing degenerate."""
+        """PyTorch's defaults (the published `post_init` is false); nothing is degenerate."""
         return default_init(self)

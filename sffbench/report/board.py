@@ -105,11 +105,17 @@ def finite(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class Cost:
-    """Costs of a row on one device; None where no run of the row measured it there."""
+    """Costs of a row on one device; None where no run of the row measured it there.
+
+    Rates are windows a wall-clock second, and, on a CPU, a processor second: other work on the
+    machine stretches the former and not the latter, so the latter is what tables print there.
+    """
 
     device: str
     train_windows_per_s: float | None
     test_windows_per_s: float | None
+    train_windows_per_cpu_s: float | None
+    test_windows_per_cpu_s: float | None
     peak_memory_bytes: int | None
 
 
@@ -205,6 +211,7 @@ class Board:
     rows: Sequence[Row]
     devices: tuple[str, ...]
     cost_device: str | None
+    cost_on_cpu: bool
 
     @property
     def horizon(self) -> int:

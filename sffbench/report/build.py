@@ -77,6 +77,9 @@ def _board(key: tuple[str, ...], records: list[Record], timed: list[Record]) -> 
         rows=rows,
         devices=tuple(sorted({identity.device(record) for record in timed})),
         cost_device=cost_device,
+        cost_on_cpu=any(
+            identity.on_cpu(record) for record in timed if identity.device(record) == cost_device
+        ),
     )
 
 
@@ -172,6 +175,8 @@ def _cost(timed: list[Record], device: str) -> Cost:
         device=device,
         train_windows_per_s=middle("train_windows_per_s"),
         test_windows_per_s=middle("test_windows_per_s"),
+        train_windows_per_cpu_s=middle("train_windows_per_cpu_s"),
+        test_windows_per_cpu_s=middle("test_windows_per_cpu_s"),
         peak_memory_bytes=int(max(peaks)) if peaks else None,
     )
 

@@ -93,6 +93,8 @@ def _row(row: Row, board: Board, baselines: Baselines, bold: set[Any]) -> dict[s
             "device": row.cost.device or None,
             "train_windows_per_s": row.cost.train_windows_per_s,
             "test_windows_per_s": row.cost.test_windows_per_s,
+            "train_windows_per_cpu_s": row.cost.train_windows_per_cpu_s,
+            "test_windows_per_cpu_s": row.cost.test_windows_per_cpu_s,
             "peak_memory_bytes": row.cost.peak_memory_bytes,
         },
         "devices": list(row.devices),

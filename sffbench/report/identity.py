@@ -171,6 +171,11 @@ def device(record: Record) -> str:
     return f"{name} x{environment.get('threads', '?')}"
 
 
+def on_cpu(record: Record) -> bool:
+    """Whether the run was timed on a processor rather than an accelerator."""
+    return (record.get("environment") or {}).get("device") == "cpu"
+
+
 def device_name(device: str) -> str:
     """A device without trademark signs and clock rate, for narrow columns."""
     plain = re.sub(r"\((?:R|TM)\)|\b(?:CPU|Processor)\b|@ ?[\d.]+ ?GHz", " ", device)

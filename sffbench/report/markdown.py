@@ -10,12 +10,10 @@ from collections.abc import Sequence
 from sffbench.report import identity
 from sffbench.report.board import Board, Cell, Row
 from sffbench.report.effects import Baselines, Effect, against, leaders, losses
-from sffbench.report.notes import notes, summary_notes, summary_title, title
+from sffbench.report.notes import notes, rate_unit, summary_notes, summary_title, title
 from sffbench.report.overall import Summary, SummaryRow
 
 __all__ = ["effect_text", "error_text", "markdown"]
-
-COST_HEADERS = ("train windows/s", "test windows/s", "peak MiB", "device", "flags")
 
 
 def markdown(boards: Sequence[Board], summaries: Sequence[Summary]) -> str:
@@ -51,7 +49,12 @@ def _board_table(board: Board, rows: Sequence[Row]) -> str:
         )
     right = len(labels) + 3
     alignment = ["left"] * 2 + ["right"] * (right + 3) + ["left"] * 2
-    return _table([*headers, *COST_HEADERS], body, alignment)
+    return _table([*headers, *_cost_headers(board)], body, alignment)
+
+
+def _cost_headers(board: Board) -> list[str]:
+    unit = rate_unit(board)
+    return [f"train windows/{unit}", f"test windows/{unit}", "peak MiB", "device", "flags"]
 
 
 def _table(headers: Sequence[str], body: list[list[str]], alignment: Sequence[str]) -> str:
@@ -107,9 +110,14 @@ def _fraction(counts: tuple[int, int] | None) -> str:
 def _cost(row: Row, board: Board) -> list[str]:
     cost = row.cost
     mebibytes = None if cost.peak_memory_bytes is None else cost.peak_memory_bytes / 2**20
+    train, test = (
+        (cost.train_windows_per_cpu_s, cost.test_windows_per_cpu_s)
+        if board.cost_on_cpu
+        else (cost.train_windows_per_s, cost.test_windows_per_s)
+    )
     return [
-        _quantity(cost.train_windows_per_s),
-        _quantity(cost.test_windows_per_s),
+        _quantity(train),
+        _quantity(test),
         _quantity(mebibytes),
         _devices(row, board) or "n/a",
         _flags(row),

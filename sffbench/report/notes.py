@@ -159,12 +159,17 @@ def _ranking(board: Board) -> Iterator[str]:
         )
 
 
+def rate_unit(board: Board) -> str:
+    """Processor seconds on a CPU, where other work stretches the wall clock; seconds elsewhere."""
+    return "CPU-s" if board.cost_on_cpu else "s"
+
+
 def _cost(board: Board) -> Iterator[str]:
     if board.cost_device is None:
         return
     line = (
-        "train and test windows/s: median over runs, evaluation and preparation not counted as "
-        f"training; peak: largest over runs. Measured on {board.cost_device}"
+        f"train and test windows/{rate_unit(board)}: median over runs, evaluation and preparation "
+        f"not counted as training; peak: largest over runs. Measured on {board.cost_device}"
     )
     others = [device for device in board.devices if device != board.cost_device]
     if not others:

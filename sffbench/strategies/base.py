@@ -8,31 +8,20 @@ docs/adding-a-strategy.md walks through one.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
+
+from sffbench.context import Phase
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from sffbench.context import Batch, Context
     from sffbench.models.base import LTSM
-    from sffbench.training import Batch, Context
 
 _REGISTRY: dict[str, type[Strategy]] = {}
-
-
-@dataclass(frozen=True)
-class Phase:
-    """One stretch of training with an optimiser and a schedule of its own.
-
-    `share` is its part of the step budget: the shares of all phases are scaled to add up to one.
-    """
-
-    name: str = "main"
-    share: float = 1.0
-    lr: float | None = None
 
 
 class Strategy(BaseModel):
@@ -89,7 +78,7 @@ class Strategy(BaseModel):
 
 
 def register(cls: type[Strategy]) -> None:
-    """Enter a strategy under its name; two classes of one name from different files are an error."""
+    """Enter a strategy under its name; one name from two different files is an error."""
     name = cls.name
     if not name or name != name.lower() or " " in name:
         raise ValueError(f"strategy name {name!r}: use lower case words joined by '-'")

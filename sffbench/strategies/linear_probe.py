@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, ClassVar
 from sffbench.strategies.base import Strategy
 
 if TYPE_CHECKING:
+    from sffbench.context import Context
     from sffbench.models.base import LTSM
-    from sffbench.training import Context
 
 
 class LinearProbe(Strategy):

@@ -13,8 +13,8 @@ from sffbench.strategies.base import Strategy
 from sffbench.strategies.smoothing import mix_with_random_twin
 
 if TYPE_CHECKING:
+    from sffbench.context import Context
     from sffbench.models.base import LTSM
-    from sffbench.training import Context
 
 
 class SmoothedZeroShot(Strategy):

@@ -46,6 +46,7 @@ def fabricate(
     device_name: str = "Some(R) CPU",
     lr: float | None = 1e-4,
     finished_at: str = "2026-01-01T00:00:00+00:00",
+    device: str = "cuda",
     train_windows_per_s: float | None = 1000.0,
     peak_memory_bytes: int | None = 512 * 2**20,
     leaked: str = "no",
@@ -85,7 +86,7 @@ def fabricate(
         "validation": {},
         "curve": [],
         "cost": {"peak_memory_bytes": peak_memory_bytes},
-        "environment": {"device": "cpu", "device_name": device_name, "threads": 1},
+        "environment": {"device": device, "device_name": device_name, "threads": 1},
         "warnings": [],
         "flags": {
             "synthetic": source == "synthetic",
@@ -117,7 +118,9 @@ def _measured(mse: float, trains: bool, rate: float | None, peak: int | None) ->
             {"step": 0, "train_loss": None, "validation_mse": 0.7},
             {"step": 150, "train_loss": 0.31, "validation_mse": 0.5},
         ],
-        "cost": cost | {"train_windows": 76800, "train_windows_per_s": rate},
+        "cost": cost
+        | {"train_windows": 76800, "train_windows_per_s": rate}
+        | {"train_windows_per_cpu_s": rate and 2 * rate},
     }
 
 

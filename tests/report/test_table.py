@@ -323,3 +323,9 @@ def test_the_report_loads_no_torch_and_no_pandas(tmp_path, record):
         [sys.executable, "-c", program], input=json.dumps(made), capture_output=True, text=True
     )
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_a_cpu_row_is_timed_in_processor_seconds(record):
+    text = table.render([record(device="cpu", train_windows_per_s=100.0)])
+    assert field(text, "train windows/CPU-s", "full") == "200"
+    assert "train windows/s" not in text
