@@ -70,18 +70,24 @@ def _entry(raw: dict[str, Any], seeds: tuple[int, ...]) -> Entry:
     if "name" not in fields:
         raise InputError(f"strategy entry {raw!r}: needs a `name`")
     name = str(fields.pop("name"))
-    own_seeds = tuple(fields.pop("seeds", seeds))
-    label = str(fields.pop("label", _label(name, fields)))
+    own_seeds = _own_seeds(name, fields.pop("seeds", seeds))
+    label = fields.pop("label", None)
     strategy = strategies.get(name, **fields)
+    label = _label(strategy, fields) if label is None else str(label)
     return Entry(strategy, label, own_seeds if strategy.seeded else own_seeds[:1])
 
 
-def _label(name: str, fields: dict[str, Any]) -> str:
-    defaults = strategies.get(name)
-    shown = [
-        f"{key}={value}" for key, value in fields.items() if getattr(defaults, key, 0) != value
-    ]
-    return " ".join([name, *shown])
+def _own_seeds(name: str, given: Any) -> tuple[int, ...]:
+    if not isinstance(given, list | tuple) or not given or {type(seed) for seed in given} != {int}:
+        raise InputError(f"strategy {name!r}: seeds = {given!r}: must be a list of whole numbers")
+    return tuple(given)
+
+
+def _label(strategy: Strategy, fields: dict[str, Any]) -> str:
+    """The name and every field that the suite sets to something else than its default."""
+    declared = type(strategy).model_fields
+    shown = [f"{key}={value}" for key, value in fields.items() if declared[key].default != value]
+    return " ".join([strategy.name, *shown])
 
 
 @dataclass(frozen=True)

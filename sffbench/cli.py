@@ -207,31 +207,45 @@ def _specs(
 
 
 def _print(text: str) -> None:
-    if text:
-        print(text)
+    """To stdout, at once: what the other end of a pipe or a full disk thinks of it is seen here."""
+    try:
+        print(text, flush=True) if text else None
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _discard_stdout()
+        raise InputError(f"cannot write to standard output: {error.strerror}") from None
+
+
+def _discard_stdout() -> None:
+    """What is still buffered goes nowhere, so that the interpreter's own last flush succeeds."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def main() -> NoReturn:
     """Entry point: every expected error becomes one line on stderr and an exit code."""
     try:
-        app(standalone_mode=False)
-        code = 0
+        code = app(standalone_mode=False) or 0  # an Exit inside comes back as its code
     except InputError as error:
-        print(f"sffbench: {error}", file=sys.stderr)
+        _complain(str(error))
         code = 2
-    except typer.Exit as stop:
-        code = stop.exit_code
     except (KeyboardInterrupt, typer.Abort):
         print(
             "sffbench: interrupted; what had finished is kept, run again to go on", file=sys.stderr
         )
         code = 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _discard_stdout()
         code = 0
     except Exception as error:
         if not hasattr(error, "exit_code") or not hasattr(error, "format_message"):
             raise
-        print(f"sffbench: {error.format_message()}", file=sys.stderr)
+        _complain(error.format_message())
         code = 2
     sys.exit(code)
+
+
+def _complain(message: str) -> None:
+    """One line on stderr; nothing where there is nothing to say (the help was printed instead)."""
+    if line := " ".join(message.split()):
+        print(f"sffbench: {line}", file=sys.stderr)

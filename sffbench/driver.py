@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -19,7 +21,7 @@ from rich.progress import (
 
 from sffbench import measure
 from sffbench.engines.local import Event, run_local, write_off
-from sffbench.errors import unknown
+from sffbench.errors import InputError, unknown
 from sffbench.store import MAX_ATTEMPTS, Store, check_writable
 from sffbench.suite import RunSpec
 
@@ -46,7 +48,8 @@ def run_suite(
         if state == "missing" or (state == "failed" and retry_failed):
             todo.append(spec)
     runnable = [spec for spec in todo if not _written_off(store, spec, device)]
-    _follow(run_local(runnable, results, device, jobs, threads), len(specs), len(runnable))
+    with contextlib.closing(run_local(runnable, results, device, jobs, threads)) as events:
+        _follow(events, len(specs), len(runnable))
     return _summary(store, specs, len(runnable))
 
 
@@ -63,7 +66,14 @@ def text(summary: dict[str, Any], results: Path) -> str:
 def _device(name: str) -> str:
     if name.split(":")[0] not in ("auto", "cpu", "cuda"):
         raise unknown("device", name, ["auto", "cpu", "cuda"])
-    return str(measure.pick_device(name))
+    try:
+        device = measure.pick_device(name)
+    except RuntimeError:  # torch's own words take several lines
+        raise unknown("device", name, ["auto", "cpu", "cuda"]) from None
+    num_gpus = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= num_gpus:
+        raise InputError(f"device {name!r}: torch sees {num_gpus} CUDA devices here")
+    return str(device)
 
 
 def _written_off(store: Store, spec: RunSpec, device: str) -> bool:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from sffbench import models
@@ -157,7 +157,7 @@ def _save(model: LTSM, folder: Path, card: dict[str, Any]) -> None:
     """The three files of a checkpoint folder, in the layout that `models.load` reads."""
     folder.mkdir(parents=True, exist_ok=True)
     state = {key: tensor.contiguous() for key, tensor in model.state_dict().items()}
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").write_bytes(save(state, metadata={"format": "pt"}))
     for leaf, content in (("config.json", model.config), ("card.json", card)):
         text = json.dumps(content, indent=2, sort_keys=True) + "\n"
         (folder / leaf).write_text(text, encoding="utf-8")

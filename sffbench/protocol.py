@@ -14,6 +14,19 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from sffbench.errors import unknown
 
 
+_COUNTS = (
+    "max_steps",
+    "epochs",
+    "batch_size",
+    "validate_every",
+    "num_validation",
+    "num_snapshots",
+    "patience",
+    "num_test",
+    "lookback",
+)
+
+
 class Budget(BaseModel):
     """What a suite's `[budget]` may override: length of training, how often it is checked."""
 
@@ -60,7 +73,7 @@ class Protocol(BaseModel):
     def _one_length(self) -> Protocol:
         if (self.max_steps is None) == (self.epochs is None):
             raise ValueError("a protocol needs exactly one of max_steps and epochs")
-        for field in ("max_steps", "epochs", "batch_size", "validate_every", "num_snapshots"):
+        for field in _COUNTS:
             value = getattr(self, field)
             if value is not None and value < 1:
                 raise ValueError(f"{field} = {value}: must be at least 1")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import datetime
 import functools
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,6 +123,8 @@ class _Run:
             strategies.load_plugin(plugin)
         self.protocol = Protocol(**cell["protocol"])
         self.strategy = strategies.get(cell["strategy"]["name"], **cell["strategy"]["fields"])
+        if strategies.identity(self.strategy) != cell["strategy"]:
+            raise InputError(f"strategy {self.strategy.name!r} changed since the run was planned")
         self.task = Forecast(cell["task"]["horizon"], self.protocol.loss)
         self.dataset = _dataset(
             cell["data"]["name"], self.spec.places.data or "", cell["data"]["source"]
@@ -142,6 +145,7 @@ class _Run:
         name, identity = self._model_name(), self.spec.cell["model"]
         source, weights = self.spec.model_source, self.spec.weights_file
         hashes = models.describe(name, source, weights=weights)
+        _expect("the model's config", hashes[0], identity["config"])
         _expect("the model's weights", hashes[1], identity["weights"])
         options = identity["options"]
         model = models.load(
@@ -230,13 +234,16 @@ def _test_index(num_windows: int, num_test: int | None) -> torch.Tensor | None:
 
 
 def _metrics(scores: Scores, windows: Windows, dataset: Dataset) -> dict[str, Any]:
+    if not math.isfinite(scores.mse):
+        raise Diverged(f"test error is {scores.mse}")
     return {
         "mse": scores.mse,
         "mae": scores.mae,
         "mase": scores.mase(dataset.mase_scale),
         "num_windows": scores.num_windows,
         "num_starts": windows.num_starts,
-        "mse_per_channel": list(scores.mse_per_channel),
+        # A sample of the test windows may leave a channel out.
+        "mse_per_channel": [mse if math.isfinite(mse) else None for mse in scores.mse_per_channel],
     }
 
 

@@ -64,7 +64,7 @@ class Suite(BaseModel):
             return value
         return [{"name": entry} if isinstance(entry, str) else entry for entry in value]
 
-    @field_validator("models", "datasets", "horizons", "seeds", "strategies")
+    @field_validator("tasks", "models", "datasets", "horizons", "seeds", "strategies")
     @classmethod
     def _not_empty(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
         if not value:
@@ -132,6 +132,8 @@ def load(name_or_path: str) -> Suite:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"suite {name_or_path!r}: not valid TOML: {error}") from None
+    except OSError as error:
+        raise InputError(f"suite {name_or_path!r}: {error.strerror}") from None
     if "search" in raw:
         raise InputError(f"suite {name_or_path!r}: [search] is not built yet")
     try:
@@ -168,7 +170,7 @@ def shard(specs: list[RunSpec], part: str) -> list[RunSpec]:
 
 def _shard_numbers(part: str) -> tuple[int, int]:
     pieces = part.split("/")
-    if len(pieces) != 2 or not all(piece.isdigit() for piece in pieces):
+    if len(pieces) != 2 or not all(piece.isdecimal() for piece in pieces):
         raise InputError(f"shard {part!r}: write i/n, for example 1/4")
     index, total = int(pieces[0]), int(pieces[1])
     if not 1 <= index <= total:

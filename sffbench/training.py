@@ -124,7 +124,7 @@ class _Loop:
         with self.preparation.running():
             model = self.strategy.prepare(model, self.ctx)
         if not self.strategy.trains:
-            mse = self._score(model, None)
+            mse = self._checked(self._score(model, None))
             return self._trained(model, 0, mse, [])
         self._record(None, self._checked(self.ctx.validate(model)))
         self._run_phases(model, lr, progress)

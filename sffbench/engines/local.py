@@ -14,12 +14,14 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sffbench.engines.worker import encode
+from sffbench.errors import InputError
 from sffbench.store import MAX_ATTEMPTS, Store
 from sffbench.suite import RunSpec
 
@@ -49,6 +51,7 @@ class _Pool:
     )
     processes: set[subprocess.Popen[str]] = field(default_factory=set)
     under_way: set[str] = field(default_factory=set)
+    deaths: Counter[str] = field(default_factory=Counter)
     closing: bool = False
 
     def work(self) -> None:
@@ -98,7 +101,10 @@ class _Pool:
             worker.stdin.flush()
         self.under_way.add(spec.key)
         for line in worker.stdout:
-            event = Event(spec, **json.loads(line))
+            message = json.loads(line)
+            if "error" in message:
+                raise InputError(message["error"])
+            event = Event(spec, **message)
             if event.status is not None:
                 self.under_way.discard(spec.key)
             self.events.put(event)
@@ -110,7 +116,8 @@ class _Pool:
         return False
 
     def _died(self, spec: RunSpec, code: int) -> None:
-        if self.store.attempts(spec.key) < MAX_ATTEMPTS:
+        self.deaths[spec.key] += 1  # a worker may die before it can leave a marker
+        if max(self.deaths[spec.key], self.store.attempts(spec.key)) < MAX_ATTEMPTS:
             self.todo.put(spec)
             return
         self.events.put(Event(spec, **write_off(self.store, spec, self.device, code)))
@@ -139,14 +146,14 @@ def write_off(store: Store, spec: RunSpec, device: str, code: int | None = None)
     from sffbench import runner
 
     cause = "" if code is None else f", last with exit code {code}"
-    reason = f"its process died {store.attempts(spec.key)} times{cause}"
+    reason = f"its process died {MAX_ATTEMPTS} times{cause}"
     store.write(runner.failed(spec, torch.device(device), reason))
     return {"status": "failed", "reason": reason}
 
 
 def run_local(
     specs: Sequence[RunSpec], results: Path, device: str, jobs: int, threads: int
-) -> Iterator[Event]:
+) -> Generator[Event, None, None]:
     """Run cells on `jobs` workers; yields events as they come. Closing the iterator stops all."""
     store = Store(results)
     todo: queue.SimpleQueue[RunSpec] = queue.SimpleQueue()

@@ -3,8 +3,8 @@
     python -m sffbench.engines.worker RESULTS DEVICE THREADS
 
 One JSON line in, `{"cell": ...}`; JSON lines out, `{"step": 50, "total": 300}` while it trains and
-`{"status": "ok", ...}` when its record is on disk. When stdin closes the parent is gone, and so is
-the worker: a killed driver leaves nothing running.
+`{"status": "ok", ...}` when its record is on disk, `{"error": ...}` when it cannot be. When stdin
+closes the parent is gone, and so is the worker: a killed driver leaves nothing running.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+from sffbench.errors import InputError
 from sffbench.store import Store
 from sffbench.suite import Places, RunSpec
 
@@ -65,14 +66,19 @@ def main() -> None:
     def answer(**message: Any) -> None:
         print(json.dumps(message), file=answers, flush=True)
 
-    for line in lines:
-        spec = decode(line)
+    def serve(spec: RunSpec) -> None:
         store.mark_started(spec.key)
         under_way.add(spec.key)
         record = runner.run(spec, device, lambda step, total: answer(step=step, total=total))
         store.write(record)
         under_way.discard(spec.key)
         answer(status=record["status"], reason=record["reason"], mse=record["metrics"].get("mse"))
+
+    try:
+        for line in lines:
+            serve(decode(line))
+    except InputError as error:  # the store cannot be written: no other cell will fare better
+        answer(error=str(error))
 
 
 def _private_stdout() -> TextIO:

@@ -9,6 +9,7 @@ Built-in files are found by listing this folder, installed ones by the entry-poi
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib
@@ -22,11 +23,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from sffbench.context import Phase
 from sffbench.errors import InputError, unknown
-from sffbench.strategies.base import Phase, Strategy, registry
+from sffbench.strategies.base import Strategy, registry
 from sffbench.validation import from_validation
 
 __all__ = ["Phase", "Strategy", "get", "identity", "load_plugin", "names", "strategy_class"]
+
+_LOADED: dict[str, str] = {}  # plug-in modules and the digest of each one's source as it ran
 
 
 @functools.cache
@@ -66,13 +70,24 @@ def load_plugin(path: str | Path) -> list[str]:
     if not file.is_file():
         raise InputError(f"plug-in {str(path)!r}: no such file")
     _discover()
-    module_name = f"sffbench_plugin_{_digest(file)[:12]}"
-    if module_name not in sys.modules:
+    digest = _digest(file)
+    module_name = f"sffbench_plugin_{digest[:12]}"
+    if module_name not in _LOADED:
+        _refuse_edited(file)
         _execute(file, module_name)
+        _LOADED[module_name] = digest
     added = sorted(name for name, cls in registry().items() if cls.__module__ == module_name)
     if not added:
         raise InputError(f"plug-in {str(path)!r}: registers no strategy (subclass Strategy)")
     return added
+
+
+def _refuse_edited(file: Path) -> None:
+    """One process runs one version of a file: its keys could not tell which one gave a result."""
+    for cls in registry().values():
+        known = cls.__module__ in _LOADED and Path(inspect.getfile(cls))
+        if known and known.resolve() == file.resolve():
+            raise InputError(f"plug-in {str(file)!r}: edited since it was loaded; start again")
 
 
 def _execute(file: Path, module_name: str) -> None:
@@ -82,10 +97,17 @@ def _execute(file: Path, module_name: str) -> None:
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
     try:
-        spec.loader.exec_module(module)
+        with contextlib.redirect_stdout(sys.stderr):  # stdout is for data
+            spec.loader.exec_module(module)
     except Exception as error:
+        for name in [n for n, cls in registry().items() if cls.__module__ == module_name]:
+            del registry()[name]
         del sys.modules[module_name]
-        raise InputError(f"plug-in {str(file)!r}: {type(error).__name__}: {error}") from error
+        raise InputError(f"plug-in {str(file)!r}: {_one_line(error)}") from error
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")
 
 
 def identity(strategy: Strategy) -> dict[str, Any]:
@@ -104,7 +126,7 @@ def identity(strategy: Strategy) -> dict[str, Any]:
 def _plugin_digest(cls: type[Strategy]) -> str | None:
     if cls.__module__.startswith("sffbench.strategies."):
         return None
-    return _digest(Path(inspect.getfile(cls)))
+    return _LOADED.get(cls.__module__) or _digest(Path(inspect.getfile(cls)))
 
 
 def _digest(file: Path) -> str:

@@ -7,10 +7,11 @@ docs/adding-a-strategy.md walks through one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 
 from sffbench.context import Phase
 
@@ -39,6 +40,13 @@ class Strategy(BaseModel):
     needs_model: ClassVar[bool] = True  # False: `forecaster` answers without an LTSM
 
     lr: float | None = None
+
+    @field_validator("lr")
+    @classmethod
+    def _positive_lr(cls, value: float | None) -> float | None:
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError("must be a positive number")
+        return value
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:

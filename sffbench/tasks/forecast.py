@@ -38,10 +38,11 @@ class Scores:
     mae_per_channel: tuple[float, ...]
 
     def mase(self, scale: NDArray[np.float64]) -> float | None:
-        """MAE over the naive in-sample error, channel by channel; None if a channel is constant."""
-        if not np.all(scale > 0):
+        """MAE over the naive in-sample error; None if a channel is constant or has no window."""
+        mae = np.asarray(self.mae_per_channel)
+        if not np.all(scale > 0) or not np.all(np.isfinite(mae)):
             return None
-        return float(np.mean(np.asarray(self.mae_per_channel) / scale))
+        return float(np.mean(mae / scale))
 
 
 @dataclass(frozen=True)
