@@ -107,7 +107,8 @@ def _execute(file: Path, module_name: str) -> None:
 
 
 def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")
+    first = next(iter(str(error).splitlines()), "")
+    return f"{type(error).__name__}: {first}".rstrip(": ")
 
 
 def identity(strategy: Strategy) -> dict[str, Any]:
