@@ -336,9 +336,7 @@ def test_a_full_disk_stops_the_run_with_one_line(
     assert processes(root) == []
 
 
-def test_an_error_of_the_store_reaches_the_caller(
-    cells_of: Cells, tmp_path: Path
-) -> None:
+def test_an_error_of_the_store_reaches_the_caller(cells_of: Cells, tmp_path: Path) -> None:
     (tmp_path / "results").write_text("a file where a folder should be")
     (spec,) = cells_of(strategies=["last-value"])
     with pytest.raises(InputError, match="cannot write"):

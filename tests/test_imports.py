@@ -1,6 +1,8 @@
-"""The shape of the house: imports point one way, files stay short, torch stays out of the report."""
+"""The shape of the house: imports point one way, files stay short, the report needs no torch."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -87,9 +89,15 @@ def test_the_kernels_know_torch_and_nothing_of_sffbench(path: Path) -> None:
 def test_the_report_imports_no_torch_and_only_what_imports_none(path: Path) -> None:
     names = imported(path, with_types=True)
     assert not {m for m in names if _inside(m, "torch", "sffkernels")}
-    allowed = ("sffbench.report", "sffbench.errors", "sffbench.data.catalog")
+    allowed = ("sffbench.report", "sffbench.errors", "sffbench.data.catalog", "sffbench.store")
     foreign = {m for m in names if _inside(m, "sffbench") and m.count(".") > 0}
     assert {m for m in foreign if not _inside(m, *allowed)} <= {"sffbench.data"}
+
+
+def test_importing_the_whole_report_brings_in_no_torch() -> None:
+    modules = [module_of(path) for path in _files("sffbench.report", "sffbench.store")]
+    code = f"import sys, {', '.join(modules)}; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize("package", ["data", "models"])

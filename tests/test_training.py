@@ -1,6 +1,5 @@
 """The training loop: what it trains on, how it selects, and that nothing else leaks in."""
 
-import copy
 import dataclasses
 import math
 from collections.abc import Callable, Iterable
@@ -15,11 +14,11 @@ from sffbench.context import Batches, Context, Phase, StepBudget, stream
 from sffbench.data.dataset import Dataset
 from sffbench.data.windows import Windows, split
 from sffbench.errors import InputError
-from sffbench.models.base import LTSM, evaluating
+from sffbench.models.base import LTSM
 from sffbench.protocol import Protocol
 from sffbench.strategies import Strategy
 from sffbench.tasks import Forecast
-from sffbench.training import Diverged, Trained
+from sffbench.training import Trained
 
 Fit = Callable[..., Trained]
 
@@ -284,7 +283,7 @@ def test_when_one_window_is_too_much_the_error_is_passed_on(
         ctx.backward(models.load("ttm", small_ttm), next(ctx.train))
 
 
-# -- the record of a run and the order of hooks -----------------------------------------------------
+# -- the record of a run and the order of hooks ------------------------------------------------
 
 
 def test_an_oracle_protocol_keeps_every_snapshot(fit: Fit) -> None:

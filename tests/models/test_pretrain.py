@@ -89,4 +89,4 @@ def test_packaged_tiny_weights_beat_last_value_on_most_real_sets(name, real_data
         past, future = windows.batch(torch.arange(0, len(windows), len(windows) // 1500))
         error = (model.forecast(past, 96) - future).square().mean()
         wins.append(bool(error < (past[..., -1:] - future).square().mean()))
-    assert wins == [True] * 5 + [False]  # a random walk such as Exchange rewards the last value
+    assert sum(wins) >= 5, dict(zip(sets, wins, strict=True))  # Exchange is close to a random walk
