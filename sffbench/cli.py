@@ -16,14 +16,17 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from sffbench import __version__
 from sffbench.errors import InputError
 
 app = typer.Typer(
     help="How should a large time series model be fine-tuned? Run, compare, and see.",
     no_args_is_help=True,
+    invoke_without_command=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
 
 DEFAULT_RESULTS = Path("results/local")
 INTERRUPTED = 130
@@ -53,6 +56,15 @@ class Kind(StrEnum):
     strategies = "strategies"
     protocols = "protocols"
     suites = "suites"
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
 
 
 @app.command("list")

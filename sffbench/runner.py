@@ -52,7 +52,8 @@ def run(
     except InputError as reason:
         record |= {"status": "failed", "reason": str(reason)}
     except Exception as error:  # a plug-in may raise anything
-        record |= {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
+        words = " ".join(f"{type(error).__name__}: {error}".split())
+        record |= {"status": "failed", "reason": words}
     record["cost"]["peak_memory_bytes"] = measure.peak_memory_bytes(device)
     return record | {"finished_at": _now()}
 
