@@ -158,4 +158,4 @@ def _spec(
     }
     source = None if model is None else model.entry.source
     weights = "model.safetensors" if model is None else model.entry.weights
-    return RunSpec(cell, entry.label, source, weights, places)
+    return RunSpec(cell, entry.label, source, weights, places, suite.measure)

@@ -19,7 +19,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from sffbench import measure
+from sffbench import measure, runner
 from sffbench.engines.local import Event, run_local, write_off
 from sffbench.errors import InputError, unknown
 from sffbench.store import MAX_ATTEMPTS, Store, check_writable
@@ -42,7 +42,7 @@ def run_suite(
     check_writable(results)
     todo = []
     for spec in specs:
-        state = store.state(spec.key)
+        state = store.state(spec.key, _performance_key(spec, device, threads))
         if state == "failed" and retry_failed:
             store.forgive_all(spec.key)
         if state == "missing" or (state == "failed" and retry_failed):
@@ -51,6 +51,13 @@ def run_suite(
     with contextlib.closing(run_local(runnable, results, device, jobs, threads)) as events:
         _follow(events, len(specs), len(runnable))
     return _summary(store, specs, len(runnable))
+
+
+def _performance_key(spec: RunSpec, device: str, threads: int) -> str | None:
+    """A speed suite is done by runs on this device and software, an accuracy suite by any."""
+    if spec.measure == "accuracy":
+        return None
+    return runner.performance_key(spec, measure.environment(torch.device(device), threads))
 
 
 def text(summary: dict[str, Any], results: Path) -> str:

@@ -36,9 +36,12 @@ class Store:
         records.sort(key=lambda r: (r["status"] == "ok", r["finished_at"]))
         return records[-1] if records else None
 
-    def state(self, key: str) -> str:
-        """`ok`, `n/a`, `failed`, or `missing`."""
-        record = self.find(key)
+    def state(self, key: str, performance_key: str | None = None) -> str:
+        """`ok`, `n/a`, `failed`, or `missing`; with a performance key, of that very record."""
+        if performance_key is None:
+            record = self.find(key)
+        else:
+            record = read_record(self.root / "runs" / key / f"{performance_key}.json")
         return "missing" if record is None else str(record["status"])
 
     def write(self, record: Record) -> Path:

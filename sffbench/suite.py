@@ -96,6 +96,7 @@ class RunSpec:
     model_source: str | None = None
     weights_file: str = "model.safetensors"
     places: Places = field(default_factory=Places)
+    measure: Literal["accuracy", "speed"] = "accuracy"  # what makes the cell done; not hashed
 
     @functools.cached_property
     def key(self) -> str:

@@ -12,9 +12,9 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from sffbench import models, runner, strategies
+from sffbench import driver, models, runner, strategies
 from sffbench.models.base import LTSM
-from sffbench.store import Record
+from sffbench.store import Record, Store
 from sffbench.strategies import Strategy
 from sffbench.suite import RunSpec
 
@@ -198,3 +198,21 @@ def test_a_written_off_run_has_the_layout_of_any_other(cells_of: Cells) -> None:
     record = runner.failed(spec, CPU, "its process died")
     assert record.keys() == run(spec).keys()
     assert (record["status"], record["reason"]) == ("failed", "its process died")
+
+
+def test_a_speed_suite_is_done_only_by_a_run_on_this_device_and_software(cells_of, tmp_path):
+    """The record of another machine answers an accuracy suite, and not a speed suite."""
+    accuracy, speed = cells_of(), cells_of(measure="speed")
+    assert accuracy[0].key == speed[0].key
+
+    def num_ran(cells: list[RunSpec]) -> int:
+        return driver.run_suite(cells, tmp_path, device="cpu", jobs=1)["ran"]
+
+    assert num_ran(accuracy) == 1
+    assert num_ran(speed) == 0
+    (path,) = (tmp_path / "runs" / speed[0].key).iterdir()
+    foreign = json.loads(path.read_text()) | {"performance_key": "0" * 24}
+    path.unlink()
+    Store(tmp_path).write(foreign)
+    assert num_ran(accuracy) == 0
+    assert num_ran(speed) == 1
