@@ -97,10 +97,17 @@ def check_preset(name: str, expected: Mapping[str, Any], config: Mapping[str, An
     wrong = [
         f"{key} is {config.get(key)!r}, not {value!r}"
         for key, value in expected.items()
-        if config.get(key) != value
+        if not _agrees(value, config.get(key))
     ]
     if wrong:
         raise InputError(f"the folder is no {name}: {_few(wrong)}")
+
+
+def _agrees(expected: Any, given: Any) -> bool:
+    """Equal; a nested object may hold more fields than are expected of it."""
+    if isinstance(expected, Mapping) and isinstance(given, Mapping):
+        return all(_agrees(value, given.get(key)) for key, value in expected.items())
+    return bool(expected == given)
 
 
 def read_state(folder: Path, weights: str = WEIGHTS) -> dict[str, Tensor]:
