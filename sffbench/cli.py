@@ -16,16 +16,20 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from sffbench import __version__
 from sffbench.errors import InputError
 
 app = typer.Typer(
     help="How should a large time series model be fine-tuned? Run, compare, and see.",
     no_args_is_help=True,
+    invoke_without_command=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 
+
 DEFAULT_RESULTS = Path("results/local")
+INTERRUPTED = 130
 
 Results = Annotated[
     Path, typer.Option("--results", metavar="R", help="Folder of records.", show_default=True)
@@ -52,6 +56,15 @@ class Kind(StrEnum):
     strategies = "strategies"
     protocols = "protocols"
     suites = "suites"
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
 
 
 @app.command("list")
@@ -203,45 +216,39 @@ def _specs(
 
     places = suites.Places(data=data_dir, plugins=tuple(plugins or ()))
     specs = cells.expand(suites.load(name), places)
-    return suites.shard(specs, part) if part else specs
+    return specs if part is None else suites.shard(specs, part)
 
 
 def _print(text: str) -> None:
-    """To stdout, at once: what the other end of a pipe or a full disk thinks of it is seen here."""
+    """To stdout, at once, so that a full disk is seen here; a reader that left has seen enough."""
+    if not text:
+        return
     try:
-        print(text, flush=True) if text else None
-    except BrokenPipeError:
-        raise
+        print(text, flush=True)
     except OSError as error:
-        _discard_stdout()
-        raise InputError(f"cannot write to standard output: {error.strerror}") from None
-
-
-def _discard_stdout() -> None:
-    """What is still buffered goes nowhere, so that the interpreter's own last flush succeeds."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        # What is still buffered goes nowhere: the interpreter's own last flush must not fail.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        if not isinstance(error, BrokenPipeError):
+            raise InputError(f"cannot write to standard output: {error.strerror}") from None
 
 
 def main() -> NoReturn:
     """Entry point: every expected error becomes one line on stderr and an exit code."""
     try:
-        code = app(standalone_mode=False) or 0  # an Exit inside comes back as its code
+        # An Exit inside comes back as its code; an interrupt as 130, or as Abort in older typer.
+        code = app(standalone_mode=False) or 0
     except InputError as error:
         _complain(str(error))
         code = 2
     except (KeyboardInterrupt, typer.Abort):
-        print(
-            "sffbench: interrupted; what had finished is kept, run again to go on", file=sys.stderr
-        )
-        code = 130
-    except BrokenPipeError:
-        _discard_stdout()
-        code = 0
+        code = INTERRUPTED
     except Exception as error:
         if not hasattr(error, "exit_code") or not hasattr(error, "format_message"):
             raise
         _complain(error.format_message())
         code = 2
+    if code == INTERRUPTED:
+        _complain("interrupted; what had finished is kept, run again to go on")
     sys.exit(code)
 
 

@@ -95,6 +95,7 @@ class Context:
     clip_norm: float | None
     reload: Callable[[], Mapping[str, Tensor]]
     score: Callable[[LTSM], float]
+    lr: float | None = None  # of the current phase, as resolved from strategy, protocol or card
     phase: Phase = field(default_factory=Phase)
     step: int = 0
     state: dict[str, Any] = field(default_factory=dict)

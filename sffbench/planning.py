@@ -140,21 +140,21 @@ def _channels(entry: catalog.Entry, source: str) -> int:
     return min(channels, synthetic.MAX_CHANNELS) if source == "synthetic" else channels
 
 
-def _model_key(spec: RunSpec) -> tuple[str, str | None]:
+def _model_key(spec: RunSpec) -> tuple[str, str | None, str]:
     model = spec.cell["model"]
-    custom = model["preset"] == "custom"
-    return (model["name"] if custom else f"{model['name']}:{model['preset']}"), spec.model_source
+    name = model["name"] if model["preset"] == "custom" else f"{model['name']}:{model['preset']}"
+    return name, spec.model_source, spec.weights_file
 
 
 @functools.cache
-def window_flops(model: tuple[str, str | None], horizon: int) -> float:
+def window_flops(model: tuple[str, str | None, str], horizon: int) -> float:
     """Floating-point operations of one forecast of one window (two for a multiply-add)."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     from sffbench import models
 
-    built = models.load(model[0], model[1])
+    built = models.load(model[0], model[1], weights=model[2])
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         built.eval()._forecast(torch.zeros(1, 1, built.lookback), horizon)
     return float(counter.get_total_flops())

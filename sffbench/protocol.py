@@ -13,7 +13,6 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from sffbench.errors import unknown
 
-
 _COUNTS = (
     "max_steps",
     "epochs",

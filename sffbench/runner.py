@@ -52,7 +52,8 @@ def run(
     except InputError as reason:
         record |= {"status": "failed", "reason": str(reason)}
     except Exception as error:  # a plug-in may raise anything
-        record |= {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
+        words = " ".join(f"{type(error).__name__}: {error}".split())
+        record |= {"status": "failed", "reason": words}
     record["cost"]["peak_memory_bytes"] = measure.peak_memory_bytes(device)
     return record | {"finished_at": _now()}
 
@@ -106,7 +107,8 @@ def _flags(spec: RunSpec) -> dict[str, Any]:
     if cell["model"]["preset"] != "custom":
         card = models.preset(f"{cell['model']['name']}:{cell['model']['preset']}")
         flags["unrolled"] = cell["task"]["horizon"] > card.horizon
-        flags["leaked"] = card.overlap.get(entry.name, "unknown")
+        made_here = flags["tiny"] or flags["synthetic"]  # no real series in pretraining or in data
+        flags["leaked"] = "no" if made_here else card.overlap.get(entry.name, "unknown")
     return flags
 
 

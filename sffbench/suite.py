@@ -127,9 +127,8 @@ def names() -> list[str]:
 
 def load(name_or_path: str) -> Suite:
     """Read a suite by shipped name or by path; bad input is one clear line."""
-    path = _find(name_or_path)
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        raw = tomllib.loads(_find(name_or_path).read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"suite {name_or_path!r}: not valid TOML: {error}") from None
     except OSError as error:

@@ -136,6 +136,7 @@ class _Loop:
             self.ctx.phase = phase
             base_lr = phase.lr or lr
             assert base_lr is not None, "a strategy that trains has a learning rate"
+            self.ctx.lr = base_lr
             self.ctx._optimizer = self._optimizer(model, base_lr)
             schedule = _schedule(self.protocol, num_steps, self.budget)
             self._run_steps(model, num_steps, schedule, progress)

@@ -135,8 +135,9 @@ class _Pool:
         for worker in list(self.processes):
             worker.kill()
             worker.wait()
-        for key in list(self.under_way):
-            self.store.forgive(key)
+        with contextlib.suppress(OSError, InputError):  # a broken store must not hide why we stop
+            for key in list(self.under_way):
+                self.store.forgive(key)
 
 
 def write_off(store: Store, spec: RunSpec, device: str, code: int | None = None) -> dict[str, Any]:

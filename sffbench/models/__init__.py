@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from sffbench.models.base import LTSM, InitName, Preset
 
-__all__ = ["LTSM", "create", "describe", "get", "load", "names", "parse", "preset"]
+__all__ = ["LTSM", "check_options", "create", "describe", "get", "load", "names", "parse", "preset"]
 
 _SHARED = frozenset({"base", "blocks", "checkpoint"})
 Source = str | os.PathLike[str] | None
@@ -102,12 +102,23 @@ def load(
         checkpoint.check_preset(name, expected.config, config)
         lookback = lookback or expected.lookback
         horizon = horizon or expected.horizon
-    for option in options:
-        if option not in cls.variant(config).options:
-            raise unknown(f"option of {model}", option, sorted(cls.variant(config).options))
+    _check_options(model, cls.variant(config), options)
     built = _empty(cls, config | options, lookback, horizon)
     checkpoint.assign(built, built.accept(checkpoint.read_state(folder, weights)))
     return built.eval()
+
+
+def check_options(name: str, source: Source, options: Mapping[str, Any]) -> None:
+    """Raise the error that `load` would raise over `options`; builds nothing."""
+    model, preset_name = parse(name)
+    config = checkpoint.read_config(checkpoint.find(model, preset_name, source))
+    _check_options(model, get(name).variant(config), options)
+
+
+def _check_options(model: str, cls: type[LTSM], options: Mapping[str, Any]) -> None:
+    for option in options:
+        if option not in cls.options:
+            raise unknown(f"option of {model}", option, sorted(cls.options))
 
 
 def create(

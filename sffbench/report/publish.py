@@ -25,6 +25,8 @@ from sffbench.store import write_json
 
 __all__ = ["headline", "publish", "quoted", "source"]
 
+_COSTS = ("train windows", "test windows", "peak", "device")
+
 
 def publish(results: Path, target: Path, suite: str, readme: Path | None = None) -> None:
     """Fill `target` from the store `results`; with `readme`, renew the table quoted there."""
@@ -64,12 +66,14 @@ def source(records: Iterable[Record], suite: str, table: str) -> dict[str, Any]:
 
 
 def headline(table: str) -> str:
-    """The first Markdown table of a rendered document, without title and footnotes."""
+    """The first Markdown table of a rendered document, without costs: narrow enough to quote."""
     lines = table.splitlines()
     first = next(number for number, line in enumerate(lines) if line.startswith("|"))
     rest = lines[first:]
     length = next((n for n, line in enumerate(rest) if not line.startswith("|")), len(rest))
-    return "\n".join(rest[:length])
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in rest[:length]]
+    kept = [place for place, header in enumerate(cells[0]) if not header.startswith(_COSTS)]
+    return "\n".join("| " + " | ".join(row[place] for place in kept) + " |" for row in cells)
 
 
 def quoted(text: str, suite: str, table: str) -> str:

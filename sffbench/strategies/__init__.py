@@ -18,6 +18,7 @@ import importlib.util
 import inspect
 import pkgutil
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,10 @@ def _discover() -> None:
     for module in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{module.name}")
     for entry in importlib.metadata.entry_points(group="sffbench.strategies"):
-        entry.load()
+        try:
+            entry.load()
+        except Exception as error:  # somebody else's broken package must not stop every verb
+            warnings.warn(f"strategy {entry.name!r} not loaded: {error}", stacklevel=2)
 
 
 def names() -> list[str]:
@@ -107,7 +111,8 @@ def _execute(file: Path, module_name: str) -> None:
 
 
 def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")
+    first = next(iter(str(error).splitlines()), "")
+    return f"{type(error).__name__}: {first}".rstrip(": ")
 
 
 def identity(strategy: Strategy) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from sffkernels import Init, interpolate_
 
 NORMAL = Init.normal()

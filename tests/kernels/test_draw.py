@@ -4,11 +4,12 @@ import math
 
 import numpy as np
 import pytest
-import sffkernels.interpolate as module
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special, stats
+
+import sffkernels.interpolate as module
 from sffkernels import Init, draw
 from sffkernels.init import box_muller, quantile_magnitude, sample
 from sffkernels.philox import Philox, name_words, seed_words

@@ -4,8 +4,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sffkernels import Init, draw, interpolate_
 from torch import nn
+
+from sffkernels import Init, draw, interpolate_
 
 EPS = {torch.float64: 1e-15, torch.float32: 1.2e-7, torch.bfloat16: 2**-8, torch.float16: 2**-11}
 INITS = [Init.normal(0, 0.5), Init.uniform(-1, 2), Init.constant(1.5), Init.truncated_normal()]

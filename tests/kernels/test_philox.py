@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from sffkernels.philox import MASK, Philox, Words, name_words, philox4x32_, seed_words
 
 WORD = st.integers(0, MASK)

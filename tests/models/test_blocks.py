@@ -57,7 +57,9 @@ def test_linear_over_rows_is_the_layer_between_two_transpositions(bias):
     layer, values = nn.Linear(6, 9, bias=bias), torch.randn(4, 6, 5)
     expected = torch.einsum("ij,mjd->mid", layer.weight.double(), values.double())
     expected = expected + layer.bias.double()[:, None] if bias else expected
-    torch.testing.assert_close(linear_over_rows(layer, values).double(), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        linear_over_rows(layer, values).double(), expected, rtol=0, atol=1e-5
+    )
 
 
 def test_a_hooked_layer_is_called_and_may_change_its_output():

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
 from sffbench import models
 from sffbench.errors import InputError
-from sffbench.pretrain import pretrain
+from sffbench.pretrain import pretrain, run
 
 SMALL = {"steps": 6, "batch": 8, "num_series": 4, "lr": 1e-3}
 TINY = [f"{name}:tiny" for name in models.names()]
@@ -55,3 +56,37 @@ def test_packaged_tiny_weights_beat_last_value_and_fresh_ones_on_unseen_syntheti
     ours = error(model.forecast(past, 96))
     assert ours < 0.8 * error(past[..., -1:].expand_as(future))
     assert ours < 0.8 * error(fresh.forecast(past, 96))
+
+
+def test_a_preset_that_is_not_packaged_needs_a_folder():
+    with pytest.raises(InputError, match="name a folder"):
+        run("timer:base-84m")
+
+
+def test_run_writes_the_folder_it_returns(tmp_path, monkeypatch):
+    monkeypatch.setattr("sffbench.pretrain.STEPS", 2)
+    monkeypatch.setattr("sffbench.models.checkpoint.PACKAGED", tmp_path)
+    monkeypatch.setattr("sffbench.data.synthetic.kernel_synth", few_series)
+    folder = run("ttm:tiny", seed=3)
+    assert folder == tmp_path / "ttm-tiny"
+    assert json.loads((folder / "card.json").read_text())["steps"] == 2
+
+
+def few_series(num_series: int, length: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(4, length)).astype(np.float32)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TINY)
+def test_packaged_tiny_weights_beat_last_value_on_most_real_sets(name, real_data):
+    from sffbench import data
+    from sffbench.data.windows import split
+
+    model, wins = models.load(name), []
+    sets = ["ETTh1", "ETTh2", "ETTm1", "ETTm2", "Weather", "Exchange"]
+    for dataset in sets:
+        windows = split(data.load(dataset, real_data), "test", model.lookback, 96)
+        past, future = windows.batch(torch.arange(0, len(windows), len(windows) // 1500))
+        error = (model.forecast(past, 96) - future).square().mean()
+        wins.append(bool(error < (past[..., -1:] - future).square().mean()))
+    assert sum(wins) >= 5, dict(zip(sets, wins, strict=True))  # Exchange is close to a random walk

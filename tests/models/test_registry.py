@@ -153,7 +153,9 @@ def same_law(name: str, created: torch.Tensor, reference: torch.Tensor) -> None:
         return
     num = reference.numel()
     grid = torch.cat([created.flatten(), reference.flatten()]).sort().values
-    below = [torch.searchsorted(t.flatten().sort().values, grid) / num for t in (created, reference)]
+    below = [
+        torch.searchsorted(t.flatten().sort().values, grid) / num for t in (created, reference)
+    ]
     assert (below[0] - below[1]).abs().max() < 2.7 * (2 / num) ** 0.5, name
 
 
@@ -194,6 +196,7 @@ def test_shards_listed_in_an_index_are_read_like_one_file(tmp_path):
 
 
 def test_fetched_weights_are_found_in_the_cache_folder(tmp_path, monkeypatch):
+    monkeypatch.delenv("SFFBENCH_CHECKPOINTS", raising=False)
     monkeypatch.setenv("SFFBENCH_CACHE", str(tmp_path))
     with pytest.raises(InputError, match=r"run `sffbench fetch ttm:r2-512-96`"):
         models.load("ttm:r2-512-96")

@@ -51,7 +51,7 @@ def test_every_documented_tensor_of_the_golden_folder_is_reproduced(golden, stag
 
 @torch.no_grad()
 def quirks(gold, model):
-    """Upstream's `revin=True` unrolling, which the model does not do: its building blocks still can."""
+    """Upstream's `revin=True` unrolling, which the model does not do, from its building blocks."""
     cache, chunk, blocks = [], gold.io["input"], []
     for _ in range(4):  # each chunk normalised by its own statistics, keys cached under older ones
         normed, mean, std = standardised(chunk)
