@@ -54,10 +54,13 @@ class LTSM(nn.Module):
 
     Class attributes: `name` (as in `load("name:preset")`), `presets`, `capabilities`,
     `head_prefixes` (of the parameter names that a linear probe trains), `options` (config fields
-    that `load` may override because they change no shape). Instances have `config`, `lookback`
-    (context to cut windows with), `horizon` (native), `num_samples` (draws behind a forecast where
-    nobody says how many) and `new_head` (the checkpoint had no head for this horizon: it is random,
-    and there is no zero-shot). A family with several networks overrides `variant`.
+    that `load` may override because they change no shape), and what sets a network apart:
+    `mixes_channels` (the variables of a window see each other), `random_loss` (each call draws
+    anew), `unused` (patterns of parameter names that no forecast reads). Instances have `config`,
+    `lookback` (context to cut windows with), `horizon` (native), `num_samples` (draws behind a
+    forecast where nobody says how many) and `new_head` (the checkpoint had no head for this
+    horizon: it is random, and there is no zero-shot). A family with several networks overrides
+    `variant`.
     """
 
     name: ClassVar[str]
@@ -65,6 +68,9 @@ class LTSM(nn.Module):
     capabilities: ClassVar[frozenset[str]] = frozenset({"forecast", "zero-shot"})
     head_prefixes: ClassVar[tuple[str, ...]] = ()  # `head` itself is a module of several networks
     options: ClassVar[frozenset[str]] = frozenset()
+    mixes_channels: ClassVar[bool] = False
+    random_loss: ClassVar[bool] = False
+    unused: ClassVar[tuple[str, ...]] = ()
 
     config: dict[str, Any]
     lookback: int
@@ -257,6 +263,8 @@ class LTSM(nn.Module):
             )
         if past_mask is not None:
             past = past.masked_fill(past_mask == 0, 0.0)
+        if future_mask is not None:
+            future = future.masked_fill(future_mask == 0, 0.0)
         return self._loss(past, future, past_mask, future_mask, generator=generator)
 
     def _check_samples(self, num_samples: int | None) -> None:

@@ -166,6 +166,7 @@ class Moirai(LTSM):
     capabilities = frozenset({"forecast", "zero-shot", "probabilistic"})
     head_prefixes = ("param_proj.",)
     options = frozenset({"patch_size", "attn_dropout_p", "dropout_p"})
+    mixes_channels = True
     num_samples = 100
 
     def __init__(

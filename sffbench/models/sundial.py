@@ -158,6 +158,7 @@ class Sundial(LTSM):
     capabilities = frozenset({"forecast", "zero-shot", "probabilistic"})
     head_prefixes = ("flow_loss.",)
     options = frozenset({"diffusion_batch_mul", "dropout_rate", "num_sampling_steps"})
+    random_loss = True
 
     def __init__(
         self,

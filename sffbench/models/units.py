@@ -88,6 +88,11 @@ class UniTS(LTSM):
     capabilities = frozenset({"forecast", "zero-shot", "imputation", "anomaly"})
     head_prefixes = ("forecast_head.proj_out.",)
     options = frozenset({"dataset", "dropout"})
+    mixes_channels = True
+    unused = (
+        *("cls_head.*", "cls_token", "cls_tokens.*", "category_tokens.*", "pretrain_head.*"),
+        *("*.seq_att_block.proj.*", "*.var_att_block.proj.*"),
+    )
 
     def __init__(
         self,
