@@ -154,7 +154,7 @@ def window_flops(model: tuple[str, str | None, str], horizon: int) -> float:
 
     from sffbench import models
 
-    built = models.load(model[0], model[1], weights=model[2])
+    built = models.load(model[0], model[1], weights=model[2], horizon=horizon)
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         built.eval()._forecast(torch.zeros(1, 1, built.lookback), horizon)
     return float(counter.get_total_flops())

@@ -41,7 +41,7 @@ def run(
     record = _header(spec, device)
     measure.reset_peak_memory(device)
     try:
-        record |= _Run(spec, device).execute(progress)
+        record |= _Run(spec, device).execute(progress, record["flags"])
         record["status"] = "ok"
     except NotApplicable as reason:
         record |= {"status": "n/a", "reason": str(reason)}
@@ -101,6 +101,7 @@ def _flags(spec: RunSpec) -> dict[str, Any]:
         "cluster": entry.cluster,
         "unrolled": False,
         "leaked": "unknown",
+        "head": None,
     }
     if cell["model"]["name"] == "none":
         return flags | {"leaked": "no"}
@@ -133,12 +134,14 @@ class _Run:
         )
         _expect("the data set's file", self.dataset.sha256, cell["data"]["sha256"])
 
-    def execute(self, progress: Progress) -> Record:
-        """The record's measured part."""
+    def execute(self, progress: Progress, flags: dict[str, Any]) -> Record:
+        """The record's measured part; `flags` learns what only the loaded model can tell."""
         facts = {"warnings": list(self.dataset.warnings), "official": self.dataset.official}
         if not self.strategy.needs_model:
             return self._naive() | facts
         model = self._load()
+        flags["head"] = "random" if model.new_head else "pretrained"
+        flags["unrolled"] = flags["unrolled"] and not model.new_head  # made for this horizon
         self._refuse_impossible(model)
         trained = self._train(model, progress)
         return self._tested(trained) | facts
@@ -151,7 +154,12 @@ class _Run:
         _expect("the model's weights", hashes[1], identity["weights"])
         options = identity["options"]
         model = models.load(
-            name, source, weights=weights, lookback=self.spec.cell["lookback"], **options
+            name,
+            source,
+            weights=weights,
+            lookback=self.spec.cell["lookback"],
+            horizon=self.task.horizon,  # a head made for one horizon follows it
+            **options,
         )
         return model.to(self.device)
 

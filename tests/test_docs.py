@@ -112,6 +112,15 @@ def test_every_page_stands_in_the_index():
         assert page.name == "index.md" or f"({page.name})" in index, page.name
 
 
+def test_the_models_page_prints_every_preset_with_its_numbers():
+    from sffbench import listing
+
+    page = (DOCS / "models.md").read_text(encoding="utf-8")
+    for row in listing.rows("models"):
+        shown = (f"`{row['model']}`", f"{row['parameters']:,}", row["lookback"], row["horizon"])
+        assert f"| {' | '.join(map(str, shown))} | {row['licence']} |" in page, row["model"]
+
+
 @pytest.mark.parametrize("name", ["quick", "standard", "full-shot", "sff-paper"])
 def test_the_rules_page_prints_the_numbers_of_the_protocols(name):
     from sffbench import protocol

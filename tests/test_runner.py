@@ -79,6 +79,7 @@ def test_an_ok_record_has_every_documented_part(cells_of: Cells) -> None:
         "cluster": "ett1",
         "unrolled": False,
         "leaked": "unknown",
+        "head": "pretrained",
     }
     assert record["started_at"] <= record["finished_at"]
     assert [point["step"] for point in record["curve"]] == [0, 2, 4]
@@ -133,7 +134,7 @@ def test_naive_rows_need_no_model(cells_of: Cells, monkeypatch: pytest.MonkeyPat
     for spec in specs:
         record = run(spec)
         assert record["cell"]["model"]["name"] == "none"
-        assert record["flags"]["leaked"] == "no"
+        assert (record["flags"]["leaked"], record["flags"]["head"]) == ("no", None)
         assert record["metrics"]["num_windows"] == NUM_TEST
         assert record["validation"] == {}
 

@@ -19,6 +19,7 @@ from sffbench.models import checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from sffbench.models.base import LTSM, InitName, Preset
 
@@ -73,8 +74,8 @@ def describe(
     name: str, source: Source = None, *, weights: str = checkpoint.WEIGHTS
 ) -> tuple[str, str]:
     """(config hash, weights hash) of what `load` would read; builds nothing, imports no torch."""
-    model, preset_name = parse(name)
-    return checkpoint.describe(checkpoint.find(model, preset_name, source), weights)
+    folder = checkpoint.find(*parse(name), source)
+    return checkpoint.describe(folder, _config(name, folder), weights)
 
 
 def load(
@@ -90,14 +91,15 @@ def load(
 
     `source` is a folder as the authors publish it; without one the packaged (`tiny`) or fetched
     weights are used, and nothing is ever downloaded. A preset beside a source must agree with the
-    folder's config. `lookback` and `horizon` override the native ones where the network allows it,
-    `options` are config fields that change no shape. Raises `InputError` with one line.
+    folder's config, and stands in for it where the folder holds weights alone. `lookback` and
+    `horizon` override the native ones where the network allows it, `options` are config fields
+    that change no shape. Raises `InputError` with one line.
     """
     model, preset_name = parse(name)
     cls = get(model)
     expected = preset(name) if preset_name else None
     folder = checkpoint.find(model, preset_name, source)
-    config = checkpoint.read_config(folder)
+    config = _config(name, folder)
     if expected:
         checkpoint.check_preset(name, expected.config, config)
         lookback = lookback or expected.lookback
@@ -111,8 +113,15 @@ def load(
 def check_options(name: str, source: Source, options: Mapping[str, Any]) -> None:
     """Raise the error that `load` would raise over `options`; builds nothing."""
     model, preset_name = parse(name)
-    config = checkpoint.read_config(checkpoint.find(model, preset_name, source))
+    config = _config(name, checkpoint.find(model, preset_name, source))
     _check_options(model, get(name).variant(config), options)
+
+
+def _config(name: str, folder: Path) -> dict[str, Any]:
+    """The folder's config; without one, that of a named preset (which costs torch)."""
+    if parse(name)[1] and not (folder / "config.json").is_file():
+        return dict(preset(name).config)
+    return checkpoint.read_config(folder)
 
 
 def _check_options(model: str, cls: type[LTSM], options: Mapping[str, Any]) -> None:

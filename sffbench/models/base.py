@@ -9,7 +9,7 @@ model from outside needs no entry anywhere. Use `sffbench.models.load` and `crea
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from sffbench.errors import InputError
+from sffbench.models.blocks import quantile
 
 if TYPE_CHECKING:
     from sffkernels import Init
@@ -53,8 +54,12 @@ class LTSM(nn.Module):
 
     Class attributes: `name` (as in `load("name:preset")`), `presets`, `capabilities`,
     `head_prefixes` (of the parameter names that a linear probe trains), `options` (config fields
-    that `load` may override because they change no shape). Instances have `config`, `lookback`
-    (context to cut windows with), `horizon` (native). A family with several networks overrides
+    that `load` may override because they change no shape), and what sets a network apart:
+    `mixes_channels` (the variables of a window see each other), `random_loss` (each call draws
+    anew), `unused` (patterns of parameter names that no forecast reads). Instances have `config`,
+    `lookback` (context to cut windows with), `horizon` (native), `num_samples` (draws behind a
+    forecast where nobody says how many) and `new_head` (the checkpoint had no head for this
+    horizon: it is random, and there is no zero-shot). A family with several networks overrides
     `variant`.
     """
 
@@ -63,10 +68,15 @@ class LTSM(nn.Module):
     capabilities: ClassVar[frozenset[str]] = frozenset({"forecast", "zero-shot"})
     head_prefixes: ClassVar[tuple[str, ...]] = ()  # `head` itself is a module of several networks
     options: ClassVar[frozenset[str]] = frozenset()
+    mixes_channels: ClassVar[bool] = False
+    random_loss: ClassVar[bool] = False
+    unused: ClassVar[tuple[str, ...]] = ()
 
     config: dict[str, Any]
     lookback: int
     horizon: int
+    num_samples: int = 20
+    new_head: bool = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -121,6 +131,33 @@ class LTSM(nn.Module):
     def initial(self, init: InitName = "usable") -> dict[str, Init]:
         """The authors' random initialisation: one `Init` per parameter name, aliases once."""
 
+    def _sample(
+        self,
+        past: Tensor,
+        horizon: int,
+        num_samples: int,
+        past_mask: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """[B, C, L] -> [B, C, S, H], unchecked: for models that draw their forecasts."""
+        raise InputError(f"{self.name} draws no samples")
+
+    def _quantiles(
+        self,
+        past: Tensor,
+        horizon: int,
+        levels: Sequence[float],
+        past_mask: Tensor | None = None,
+        *,
+        num_samples: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """[B, C, L] -> [B, C, Q, H], unchecked: of samples, unless a network has its own."""
+        number = num_samples or self.num_samples
+        drawn = self._sample(past, horizon, number, past_mask, generator=generator)
+        return quantile(drawn, levels, dim=2)
+
     def reset_buffers(self) -> None:
         """Fill the buffers that no checkpoint holds; called on the empty network."""
 
@@ -146,13 +183,56 @@ class LTSM(nn.Module):
         value that is not finite, a mask of another shape, a horizon below 1, or samples of a point
         model.
         """
-        if num_samples is not None and "probabilistic" not in self.capabilities:
-            raise InputError(f"{self.name} is a point model: num_samples must be None")
+        self._check_samples(num_samples)
         past, past_mask = self._checked(past, horizon, past_mask)
         with torch.no_grad(), evaluating(self):
             return self._forecast(
                 past, horizon, past_mask, num_samples=num_samples, generator=generator
             )
+
+    def quantiles(
+        self,
+        past: Tensor,
+        horizon: int,
+        levels: Sequence[float],
+        *,
+        past_mask: Tensor | None = None,
+        num_samples: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Quantile forecasts, [B, C, L] -> [B, C, Q, H], Q = len(levels), in the units of `past`.
+
+        From the network's own quantiles, or from `num_samples` draws where it has none. Raises
+        `InputError` as `forecast` does, for a level outside (0, 1), and for a point model.
+        """
+        if "probabilistic" not in self.capabilities:
+            raise InputError(f"{self.name} is a point model: it has no quantiles")
+        if not levels or not all(0.0 < level < 1.0 for level in levels):
+            raise InputError(f"levels must lie between 0 and 1, given {list(levels)}")
+        self._check_samples(num_samples)
+        past, past_mask = self._checked(past, horizon, past_mask)
+        with torch.no_grad(), evaluating(self):
+            return self._quantiles(
+                past, horizon, levels, past_mask, num_samples=num_samples, generator=generator
+            )
+
+    def sample(
+        self,
+        past: Tensor,
+        horizon: int,
+        num_samples: int,
+        generator: torch.Generator | None = None,
+        *,
+        past_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Draws of the future, [B, C, L] -> [B, C, S, H], S = `num_samples`, in units of `past`.
+
+        Raises `InputError` as `forecast` does, and for a model that draws no samples.
+        """
+        self._check_samples(num_samples)
+        past, past_mask = self._checked(past, horizon, past_mask)
+        with torch.no_grad(), evaluating(self):
+            return self._sample(past, horizon, num_samples, past_mask, generator=generator)
 
     def loss(
         self,
@@ -183,7 +263,19 @@ class LTSM(nn.Module):
             )
         if past_mask is not None:
             past = past.masked_fill(past_mask == 0, 0.0)
+        if future_mask is not None:
+            future = future.masked_fill(future_mask == 0, 0.0)
         return self._loss(past, future, past_mask, future_mask, generator=generator)
+
+    def _check_samples(self, num_samples: int | None) -> None:
+        """`InputError` for a number of samples below 1, or any of a model that draws none."""
+        if num_samples is None:
+            return
+        if type(self)._sample is LTSM._sample:
+            kind = "has quantiles" if "probabilistic" in self.capabilities else "is a point model"
+            raise InputError(f"{self.name} {kind}, it draws no samples: num_samples must be None")
+        if not isinstance(num_samples, int) or num_samples < 1:
+            raise InputError(f"num_samples must be an integer >= 1, given {num_samples!r}")
 
     def _checked(
         self, past: Tensor, horizon: int, past_mask: Tensor | None
@@ -230,23 +322,27 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def default_init(model: nn.Module) -> dict[str, Init]:
-    """PyTorch's own defaults for Linear, 1x1 Conv1d and LayerNorm, per parameter name.
+def default_init(model: nn.Module, given: Mapping[str, Init] | None = None) -> dict[str, Init]:
+    """PyTorch's own defaults for Linear, Conv1d and LayerNorm, per parameter name.
 
     Linear and Conv1d: weight and bias U(-k, k), k = 1 / sqrt(fan_in). LayerNorm: weight 1, bias 0.
-    (`kaiming_uniform_(a=sqrt(5))`, which `reset_parameters` calls, is exactly that bound.)
+    (`kaiming_uniform_(a=sqrt(5))`, which `reset_parameters` calls, is exactly that bound.) `given`
+    replaces them, and is needed for every other kind of parameter.
     """
     from sffkernels import Init
 
     table: dict[str, Init] = {}
     for prefix, module in model.named_modules():
         for name, _ in module.named_parameters(recurse=False):
-            if isinstance(module, nn.LayerNorm):
+            full = f"{prefix}.{name}" if prefix else name
+            if given is not None and full in given:
+                drawn = given[full]
+            elif isinstance(module, nn.LayerNorm):
                 drawn = Init("constant", 1.0 if name == "weight" else 0.0)
             elif isinstance(module, nn.Linear | nn.Conv1d):
                 bound = module.weight[0].numel() ** -0.5
                 drawn = Init("uniform", -bound, bound)
             else:
                 raise TypeError(f"no default init for {type(module).__name__} at {prefix}")
-            table[f"{prefix}.{name}"] = drawn
+            table[full] = drawn
     return table

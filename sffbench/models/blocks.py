@@ -7,6 +7,8 @@ layer to the last axis but one without transposing. Both compute what their plai
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -145,3 +147,17 @@ def location_scale(series: Tensor, mask: Tensor | None = None) -> tuple[Tensor, 
         loc = (series * mask).sum(1, keepdim=True) / observed
         variance = ((series - loc) * mask).square().sum(1, keepdim=True) / observed
     return loc, (variance + 1e-5).sqrt()
+
+
+def quantile(values: Tensor, levels: Sequence[float], dim: int) -> Tensor:
+    """Linearly interpolated quantiles along `dim`, which then has one place per level.
+
+    `torch.quantile` puts the levels first and refuses more than 2^24 values; this does neither.
+    """
+    ordered = values.sort(dim).values.movedim(dim, 0)
+    places = torch.tensor(levels, dtype=torch.float64) * (len(ordered) - 1)
+    lower = places.floor().long()
+    upper = (lower + 1).clamp_max(len(ordered) - 1)
+    share = (places - lower).to(ordered).view(-1, *[1] * (ordered.ndim - 1))
+    device = ordered.device
+    return torch.lerp(ordered[lower.to(device)], ordered[upper.to(device)], share).movedim(0, dim)

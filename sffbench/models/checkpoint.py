@@ -47,6 +47,11 @@ def find(name: str, preset: str | None, source: str | os.PathLike[str] | None) -
     for folder in (PACKAGED / leaf, *own, cache_folder() / "models" / leaf):
         if folder.is_dir():
             return folder
+    if preset == "tiny":
+        raise InputError(
+            f"no weights of {name}:tiny in this package yet: "
+            f"make them with `sffbench pretrain {name}:tiny`"
+        )
     raise InputError(
         f"no weights of {name}:{preset} on this machine: run `sffbench fetch {name}:{preset}`, "
         "or give the folder that holds them"
@@ -81,9 +86,9 @@ def weight_files(folder: Path, weights: str = WEIGHTS) -> list[Path]:
     return [folder / shard for shard in shards]
 
 
-def describe(folder: Path, weights: str = WEIGHTS) -> tuple[str, str]:
+def describe(folder: Path, config: Mapping[str, Any], weights: str = WEIGHTS) -> tuple[str, str]:
     """(config hash, weights hash): SHA-256 of canonical JSON and of the weight files' bytes."""
-    canonical = json.dumps(read_config(folder), sort_keys=True, separators=(",", ":"))
+    canonical = json.dumps(config, sort_keys=True, separators=(",", ":"))
     digest = hashlib.sha256()
     for path in weight_files(folder, weights):
         with path.open("rb") as file:
@@ -97,10 +102,17 @@ def check_preset(name: str, expected: Mapping[str, Any], config: Mapping[str, An
     wrong = [
         f"{key} is {config.get(key)!r}, not {value!r}"
         for key, value in expected.items()
-        if config.get(key) != value
+        if not _agrees(value, config.get(key))
     ]
     if wrong:
         raise InputError(f"the folder is no {name}: {_few(wrong)}")
+
+
+def _agrees(expected: Any, given: Any) -> bool:
+    """Equal; a nested object may hold more fields than are expected of it."""
+    if isinstance(expected, Mapping) and isinstance(given, Mapping):
+        return all(_agrees(value, given.get(key)) for key, value in expected.items())
+    return bool(expected == given)
 
 
 def read_state(folder: Path, weights: str = WEIGHTS) -> dict[str, Tensor]:

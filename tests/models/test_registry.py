@@ -20,7 +20,22 @@ from sffbench.models.base import LTSM
 GOLDEN = Path(__file__).parents[1] / "golden"
 PRESETS = [f"{name}:{preset}" for name in models.names() for preset in models.get(name).presets]
 TINY = [f"{name}:tiny" for name in models.names()]
-FOLDERS = [("ttm", "ttm"), ("timer", "timer"), ("timer", "timer_legacy")]
+PACKAGED = [name for name in TINY if (checkpoint.PACKAGED / name.replace(":", "-")).is_dir()]
+FOLDERS = [
+    ("chronos", "chronos-bolt"),
+    ("chronos", "chronos-t5"),
+    ("moirai", "moirai"),
+    ("moment", "moment"),
+    ("sundial", "sundial"),
+    ("timer", "timer"),
+    ("timer", "timer_legacy"),
+    ("timesfm", "timesfm-1.0"),
+    ("timesfm", "timesfm-2.0"),
+    ("ttm", "ttm"),
+    ("units", "units"),
+    ("units", "units_pretrain"),
+    ("units", "units_zeroshot"),
+]
 
 
 def copied(folder: Path, target: Path, **changes: object) -> Path:
@@ -32,7 +47,8 @@ def copied(folder: Path, target: Path, **changes: object) -> Path:
 
 
 def test_names_lists_the_models_of_this_package():
-    assert {"timer", "ttm"} <= set(models.names())
+    own = {"chronos", "moirai", "moment", "sundial", "timer", "timesfm", "ttm", "units"}
+    assert own <= set(models.names())
     assert models.names() == sorted(models.names())
 
 
@@ -60,6 +76,7 @@ def published(folder: str) -> dict[str, dict[str, object]]:
     return sizes
 
 
+BOLT = ["tiny", "mini", "small", "base"]
 PUBLISHED = {
     **{
         f"ttm:{model}-{size}": ("ttm", f"ttm-{model}@{branch}")
@@ -77,6 +94,30 @@ PUBLISHED = {
     "timer:1.0": ("timer_legacy", "Timer_forecast_1.0.ckpt"),
     "timer:1.0-imputation": ("timer_legacy", "Timer_imputation_1.0.ckpt"),
     "timer:1.0-anomaly": ("timer_legacy", "Timer_anomaly_detection_1.0.ckpt"),
+    **{
+        f"chronos:{family}-{size}": (f"chronos-{family}", f"amazon/chronos-{family}-{size}")
+        for family, sizes in (("bolt", BOLT), ("t5", [*BOLT, "large"]))
+        for size in sizes
+    },
+    **{
+        f"moment:{size}": ("moment", f"AutonLab/MOMENT-1-{size}")
+        for size in ("small", "base", "large")
+    },
+    **{
+        f"timesfm:{size}": ("timesfm-2.0", f"google/timesfm-{size}-pytorch")
+        for size in ("1.0-200m", "2.0-500m")
+    },
+    "sundial:base-128m": ("sundial", "thuml/sundial-base-128m"),
+    **{
+        f"moirai:1.1-{size}": ("moirai", f"Salesforce/moirai-1.1-R-{size}")
+        for size in ("small", "base", "large")
+    },
+    "units:x32": ("units", "UniTS_pretrain_x32"),
+    "units:x64": ("units", "UniTS_pretrain_x64"),
+    "units:x128": ("units", "UniTS_pretrain_x128 (pretrain_checkpoint.pth)"),
+    "units:x64-supervised": ("units", "UniTS_supervised_x64"),
+    "units:x128-prompt": ("units", "UniTS_x128 prompt-tuned (ptune_checkpoint.pth)"),
+    "units:x64-zeroshot": ("units", "UniTS_zeroshot pretrain x64"),
 }
 
 
@@ -103,8 +144,12 @@ def test_a_state_dict_survives_saving_and_loading(name, folder, tmp_path):
     assert all(torch.equal(state[key], original[key]) for key in original)
 
 
-@pytest.mark.parametrize("name", TINY)
-def test_tiny_weights_are_in_the_package_and_below_a_megabyte(name):
+def test_the_first_two_models_have_packaged_weights():
+    assert {"timer:tiny", "ttm:tiny"} <= set(PACKAGED)
+
+
+@pytest.mark.parametrize("name", PACKAGED)
+def test_tiny_weights_of_the_package_load_and_are_below_a_megabyte(name):
     model = models.load(name)
     assert not model.training
     assert {p.dtype for p in model.parameters()} == {torch.float32}
@@ -193,6 +238,33 @@ def test_shards_listed_in_an_index_are_read_like_one_file(tmp_path):
     past = torch.randn(1, 1, 32)
     whole = models.load("ttm", GOLDEN / "ttm").forecast(past, 12)
     assert torch.equal(models.load("ttm", tmp_path).forecast(past, 12), whole)
+
+
+def test_tiny_weights_that_are_not_packaged_are_made_with_pretrain(tmp_path, monkeypatch):
+    monkeypatch.delenv("SFFBENCH_CHECKPOINTS", raising=False)
+    monkeypatch.setenv("SFFBENCH_CACHE", str(tmp_path))
+    monkeypatch.setattr(checkpoint, "PACKAGED", tmp_path)
+    with pytest.raises(InputError) as caught:
+        models.load("ttm:tiny")
+    assert str(caught.value) == (
+        "no weights of ttm:tiny in this package yet: make them with `sffbench pretrain ttm:tiny`"
+    )
+
+
+def test_a_folder_of_weights_alone_has_the_config_of_the_named_preset(tmp_path):
+    whole = checkpoint.PACKAGED / "ttm-tiny"
+    weights = (whole / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(weights)
+    past = torch.randn(1, 1, 512)
+    expected = models.load("ttm:tiny").forecast(past, 96)
+    assert torch.equal(models.load("ttm:tiny", tmp_path).forecast(past, 96), expected)
+    canonical = json.dumps(
+        models.preset("ttm:tiny").config, sort_keys=True, separators=(",", ":")
+    ).encode()
+    digests = tuple(hashlib.sha256(part).hexdigest() for part in (canonical, weights))
+    assert models.describe("ttm:tiny", tmp_path) == digests
+    with pytest.raises(InputError, match=r"no config\.json"):
+        models.load("ttm", tmp_path)
 
 
 def test_fetched_weights_are_found_in_the_cache_folder(tmp_path, monkeypatch):
