@@ -241,10 +241,15 @@ def _toml(value: Any) -> str:
     return json.dumps(value)
 
 
+# A shell that starts us in the background has SIGINT ignored, and children inherit that.
+LISTENING = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+
+
 def start(suite: Path, root: Path, *options: str, **popen: Any) -> "subprocess.Popen[str]":
+    code = LISTENING + "from sffbench.cli import main; main()"
     return subprocess.Popen(
         [
-            *[sys.executable, "-c", "from sffbench.cli import main; main()", "run", str(suite)],
+            *[sys.executable, "-c", code, "run", str(suite)],
             *["--results", str(root), "--jobs", "1", "--device", "cpu", *options],
         ],
         stdout=subprocess.PIPE,

@@ -191,8 +191,11 @@ class ChronosT5(Chronos):
         *,
         generator: torch.Generator | None = None,
     ) -> Tensor:
+        # Without a generator the stream is fixed: a score must not depend on earlier calls.
+        source = generator or torch.Generator(past.device).manual_seed(0)
+
         def choose(scores: Tensor) -> Tensor:
-            return torch.multinomial(self.probabilities(scores), 1, generator=generator)[:, 0]
+            return torch.multinomial(self.probabilities(scores), 1, generator=source)[:, 0]
 
         seen = None if past_mask is None else past_mask.flatten(0, 1)
         drawn = self.generate(past.flatten(0, 1), horizon, num_samples, seen, choose)

@@ -286,7 +286,8 @@ class Moment(LTSM):
         self.new_head = True
         self.capabilities = frozenset({"forecast"})  # type: ignore[misc]
         table, own = self.initial(), dict(self.named_parameters())
-        state |= {key: draw(table[key], own[key].shape, seed=0, name=key) for key in HEAD}
+        # A stream of its own: under the parameter's name the head would equal the SFF twin's.
+        state |= {key: draw(table[key], own[key].shape, seed=0, name=f"new {key}") for key in HEAD}
 
     def positions(self) -> Tensor:
         """pe[i, 2j] = sin(i w), pe[i, 2j + 1] = cos(i w), w = 10000^(-2j/D), in the own shape."""
