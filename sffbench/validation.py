@@ -10,8 +10,9 @@ from sffbench.errors import InputError, unknown
 
 
 def from_validation(error: ValidationError, model: type[BaseModel], where: str) -> InputError:
-    """The first problem of `error` as one line; an unknown key offers the nearest valid one."""
-    first = error.errors()[0]
+    """One problem of `error` as one line; an unknown key comes first and offers the nearest."""
+    # A misspelt key is also a missing one: the misspelling is the better news.
+    first = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     place = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         allowed = list(_model_at(model, first["loc"][:-1]).model_fields)

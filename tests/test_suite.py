@@ -70,6 +70,7 @@ def test_a_wrong_key_or_value_is_one_line_that_says_what_is_allowed(
     ("old", "new", "message"),
     [
         ('data = "synthetic"', 'data = "fake"', "data = 'fake'.*'real' or 'synthetic'"),
+        ("protocol =", "protocl =", "'protocl'; did you mean 'protocol'"),
         ('data = "synthetic"', "", "'data' is missing"),
         ('models = ["ttm:tiny"]', "models = []", "models: needs at least one entry"),
         ('models = ["ttm:tiny"]', 'models = "ttm:tiny"', "models = 'ttm:tiny'"),
