@@ -49,7 +49,7 @@ def expand(suite: Suite, places: Places) -> list[RunSpec]:
 
 
 def _generate(suite: Suite, protocol: Protocol, places: Places) -> Iterator[RunSpec]:
-    """Yield a cell for every data set x horizon x seed x model x strategy."""
+    """Yield a cell for every data set x horizon x strategy x seed x model."""
     for plugin in places.plugins:
         strategies.load_plugin(plugin)
     entries = [_entry(raw, suite.seeds) for raw in suite.strategies]

@@ -180,7 +180,6 @@ class _Run:
 
     def _train(self, model: LTSM, progress: Progress) -> Trained:
         cell = self.spec.cell
-        pretrained = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         return train(
             model,
             self.strategy,
@@ -190,7 +189,7 @@ class _Run:
             self.protocol,
             lr=cell["lr"],
             seed=cell["seed"],
-            reload=lambda: pretrained,
+            reload=lambda: self._load().state_dict(),  # most strategies never ask
             progress=progress,
         )
 
@@ -210,7 +209,7 @@ class _Run:
             "validation": {
                 "selected_step": trained.selected_step,
                 "mse": trained.validation_mse,
-                "num_windows": len(self._split("validation")),
+                "num_windows": trained.num_validation_windows,
                 "candidates": trained.candidates,
             },
             "curve": trained.curve,

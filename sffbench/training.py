@@ -59,6 +59,7 @@ class Trained:
     preparation: Stopwatch
     validation: Stopwatch
     num_train_windows: int
+    num_validation_windows: int
     num_trained: int
 
 
@@ -210,6 +211,7 @@ class _Loop:
             preparation=self.preparation,
             validation=self.validation,
             num_train_windows=self.num_train_windows,
+            num_validation_windows=len(self.validation_windows),
             num_trained=self.num_trained,
         )
 
