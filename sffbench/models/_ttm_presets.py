@@ -41,6 +41,11 @@ def _published(model: str, lookback: int, horizon: int, num_parameters: int, bra
     )
 
 
+def _branch(lookback: int, horizon: int) -> str:
+    """The revision of r2 that `granite-tsfm` lists for a size."""
+    return "main" if (lookback, horizon) == (512, 96) else f"{lookback}-{horizon}-r2"
+
+
 def _research(lookback: int, num_parameters: int, branch: str) -> Preset:
     """The research release: r2 with a token for the sampling frequency before the patches."""
     granite = _published("r2", lookback, 96, num_parameters, branch)
@@ -96,7 +101,7 @@ PRESETS = {
     "r1-1024-96": _published("r1", 1024, 96, 946_336, "1024_96_v1"),
     **{
         f"r2-{lookback}-{horizon}": _published(
-            "r2", lookback, horizon, size, f"{lookback}-{horizon}-r2"
+            "r2", lookback, horizon, size, _branch(lookback, horizon)
         )
         for (lookback, horizon), size in _R2_SIZES.items()
     },
