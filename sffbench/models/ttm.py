@@ -9,6 +9,7 @@ config in `_ttm_config.py`. Call: `sffbench.models.load("ttm", folder).forecast(
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -102,7 +103,7 @@ class TTM(LTSM):
     def at_frequency(self, frequency: str) -> None:
         """Take the token of a pandas alias, unless the option says which; unknown ones are 0."""
         if self.config["resolution_prefix_tuning"] and self.config["freq_token"] is None:
-            token = FREQUENCIES.get(frequency, 0)
+            token = FREQUENCIES.get(re.sub(r"^1(?=\D)", "", frequency), 0)
             known = token < self.config["frequency_token_vocab_size"]
             self.config["freq_token"] = token if known else 0
 

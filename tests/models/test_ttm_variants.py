@@ -314,7 +314,8 @@ def test_a_frequency_is_one_for_all_windows_or_one_each(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("frequency", "token"), [("h", 7), ("15min", 5), ("10min", 4), ("D", 8), ("W", 9), ("7s", 0)]
+    ("frequency", "token"),
+    [("h", 7), ("1h", 7), ("min", 1), ("15min", 5), ("10min", 4), ("D", 8), ("W", 9), ("7s", 0)],
 )
 def test_the_frequency_of_a_data_set_is_the_authors_class(frequency, token):
     model = build(**PREFIXED)
