@@ -32,6 +32,8 @@ FOLDERS = [
     ("timesfm", "timesfm-1.0"),
     ("timesfm", "timesfm-2.0"),
     ("ttm", "ttm"),
+    ("ttm", "ttm-freq"),
+    ("ttm", "ttm-mix"),
     ("units", "units"),
     ("units", "units_pretrain"),
     ("units", "units_zeroshot"),
@@ -79,7 +81,7 @@ def published(folder: str) -> dict[str, dict[str, object]]:
 BOLT = ["tiny", "mini", "small", "base"]
 PUBLISHED = {
     **{
-        f"ttm:{model}-{size}": ("ttm", f"ttm-{model}@{branch}")
+        f"ttm:{model}-{size}": ("ttm", f"ttm-{model}{'-freq' * (model == 'research-r2')}@{branch}")
         for model, size, branch in [
             ("r1", "512-96", "main(512-96)"),
             ("r1", "1024-96", "1024_96_v1"),
@@ -87,6 +89,10 @@ PUBLISHED = {
                 ("r2", f"{lookback}-{horizon}", f"{lookback}-{horizon}-r2")
                 for lookback in (512, 1024, 1536)
                 for horizon in (96, 192, 336, 720)
+            ),
+            *(
+                ("research-r2", f"{lookback}-96", f"{lookback}-96")
+                for lookback in (512, 1024, 1536)
             ),
         ]
     },
