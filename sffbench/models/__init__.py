@@ -99,7 +99,7 @@ def load(
     cls = get(model)
     expected = preset(name) if preset_name else None
     folder = checkpoint.find(model, preset_name, source)
-    config = _config(name, folder)
+    config = _resolved(name, folder)
     if expected:
         checkpoint.check_preset(name, expected.config, config)
         lookback = lookback or expected.lookback
@@ -113,7 +113,7 @@ def load(
 def check_options(name: str, source: Source, options: Mapping[str, Any]) -> None:
     """Raise the error that `load` would raise over `options`; builds nothing."""
     model, preset_name = parse(name)
-    config = _config(name, checkpoint.find(model, preset_name, source))
+    config = _resolved(name, checkpoint.find(model, preset_name, source))
     _check_options(model, get(name).variant(config), options)
 
 
@@ -122,6 +122,21 @@ def _config(name: str, folder: Path) -> dict[str, Any]:
     if parse(name)[1] and not (folder / "config.json").is_file():
         return dict(preset(name).config)
     return checkpoint.read_config(folder)
+
+
+def _resolved(name: str, folder: Path) -> dict[str, Any]:
+    """What is built: the config under the presets' field names, filled up by a named preset.
+
+    The preset fills up only a config that says nothing of the network (some authors fix it in
+    code); any other has to agree with it.
+    """
+    config = _config(name, folder)
+    config = get(name).variant(config).own_names(config)
+    if parse(name)[1]:
+        expected = preset(name).config
+        if not any(key in config for key in expected):
+            config |= expected
+    return config
 
 
 def _check_options(model: str, cls: type[LTSM], options: Mapping[str, Any]) -> None:

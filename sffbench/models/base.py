@@ -102,6 +102,11 @@ class LTSM(nn.Module):
         """The class that builds `config`: `cls` unless the family has several networks."""
         return cls
 
+    @classmethod
+    def own_names(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+        """`config` with the fields of the presets, where it was published under other names."""
+        return dict(config)
+
     # -- what a subclass writes ------------------------------------------------------------------
 
     @abstractmethod

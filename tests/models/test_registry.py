@@ -31,6 +31,7 @@ FOLDERS = [
     ("timer", "timer_legacy"),
     ("timesfm", "timesfm-1.0"),
     ("timesfm", "timesfm-2.0"),
+    ("timesfm", "timesfm-2.5"),
     ("ttm", "ttm"),
     ("ttm", "ttm-freq"),
     ("ttm", "ttm-mix"),
@@ -113,6 +114,7 @@ PUBLISHED = {
         f"timesfm:{size}": ("timesfm-2.0", f"google/timesfm-{size}-pytorch")
         for size in ("1.0-200m", "2.0-500m")
     },
+    "timesfm:2.5-200m": ("timesfm-2.5", "google/timesfm-2.5-200m-pytorch"),
     "sundial:base-128m": ("sundial", "thuml/sundial-base-128m"),
     **{
         f"moirai:1.1-{size}": ("moirai", f"Salesforce/moirai-1.1-R-{size}")
