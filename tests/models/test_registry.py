@@ -25,6 +25,7 @@ FOLDERS = [
     ("chronos", "chronos-bolt"),
     ("chronos", "chronos-t5"),
     ("moirai", "moirai"),
+    ("moirai", "moirai2"),
     ("moment", "moment"),
     ("sundial", "sundial"),
     ("timer", "timer"),
@@ -120,6 +121,7 @@ PUBLISHED = {
         f"moirai:1.1-{size}": ("moirai", f"Salesforce/moirai-1.1-R-{size}")
         for size in ("small", "base", "large")
     },
+    "moirai:2.0-small": ("moirai2", "Salesforce/moirai-2.0-R-small"),
     "units:x32": ("units", "UniTS_pretrain_x32"),
     "units:x64": ("units", "UniTS_pretrain_x64"),
     "units:x128": ("units", "UniTS_pretrain_x128 (pretrain_checkpoint.pth)"),
