@@ -158,5 +158,5 @@ def test_a_hooked_linear_layer_is_called(build):
 def test_a_config_that_lacks_a_size_or_asks_for_more_is_refused_by_field_name():
     with pytest.raises(InputError, match=r"mine: config\.json lacks d_ff, num_heads"):
         _t5.complete("mine", {"d_model": 8, "d_kv": 4, "num_layers": 1})
-    with pytest.raises(InputError, match="feed_forward_proj='gated-silu' is not supported"):
-        _t5.complete("mine", CONFIG | {"feed_forward_proj": "gated-silu"})
+    with pytest.raises(InputError, match="feed_forward_proj='gated-mish' is not supported"):
+        _t5.complete("mine", CONFIG | {"feed_forward_proj": "gated-mish"})
