@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sffbench.errors import InputError
-from sffbench.models import _t5
+from sffbench.models import _t5, checkpoint
 from sffbench.models._chronos_presets import PRESETS
 from sffbench.models.base import LTSM, InitName
 from sffbench.models.blocks import Dropout, call, quantile
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sffkernels import Init
 
 REQUIRED = ("context_length", "input_patch_size", "prediction_length", "quantiles")
-TIED = tuple(f"{name}.weight" for name in ("encoder.embed_tokens", "decoder.embed_tokens"))
+TIED = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
 
 
 class ResidualBlock(nn.Module):
@@ -253,9 +253,7 @@ class Chronos(LTSM):
     def accept(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The shared embedding may be stored once, or again under each name that it is tied to."""
         state = dict(state)
-        for copy in (*TIED, "lm_head.weight"):
-            if copy in state:
-                state.setdefault("shared.weight", state.pop(copy))
+        checkpoint.merge(state, dict.fromkeys(TIED, "shared.weight"))
         return state
 
     def initial(self, init: InitName = "usable") -> dict[str, Init]:
