@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 __all__ = ["LTSM", "check_options", "create", "describe", "get", "load", "names", "parse", "preset"]
 
-_SHARED = frozenset({"base", "blocks", "checkpoint", "formats", "hub", "lockfile", "places"})
+_SHARED = frozenset(
+    {"base", "blocks", "checkpoint", "fetch", "formats", "hub", "lockfile", "places"}
+)
 Source = str | os.PathLike[str] | None
 
 
