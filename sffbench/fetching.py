@@ -81,8 +81,8 @@ def _weights(names: Sequence[str], from_dir: Path | None) -> list[Row]:
 
 def _quiet() -> None:
     """The hub's client says on stderr only what a person is there to read: bars, no advice."""
-    from huggingface_hub.utils import disable_progress_bars, logging
+    from huggingface_hub import utils
 
-    logging.set_verbosity_error()
+    utils.logging.set_verbosity_error()
     if not sys.stderr.isatty():
-        disable_progress_bars()
+        utils.disable_progress_bars()  # type: ignore[attr-defined]

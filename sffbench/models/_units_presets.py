@@ -32,7 +32,9 @@ def _shape(width: int, *, pretrain: bool) -> dict[str, Any]:
     }
 
 
-def _published(config: dict[str, Any], num_parameters: int, file: str = "") -> Preset:
+def _published(
+    config: dict[str, Any], num_parameters: int, file: str = "", note: str = ""
+) -> Preset:
     return Preset(
         config=config,
         lookback=96,
@@ -42,8 +44,8 @@ def _published(config: dict[str, Any], num_parameters: int, file: str = "") -> P
         licence="MIT",
         overlap=OVERLAP,
         files=(file,) if file else (),
-        origin=ORIGIN,
-        note="overlap: the authors' multi_task_pretrain.yaml",
+        origin=ORIGIN if file else "",
+        note="overlap: the authors' multi_task_pretrain.yaml" + (f"; {note}" if note else ""),
     )
 
 
@@ -73,12 +75,16 @@ PRESETS = {
         note="made here by `sffbench pretrain units:tiny` on synthetic series",
     ),
     "x32": _published(_shape(32, pretrain=True), 1_510_056, "units_x32_pretrain_checkpoint.pth"),
-    "x64": _published(_shape(64, pretrain=True), 3_333_000),
+    "x64": _published(
+        _shape(64, pretrain=True), 3_333_000, note="no file of it is named by the authors' scripts"
+    ),
     "x128": _published(_shape(128, pretrain=True), 8_066_376, "units_x128_pretrain_checkpoint.pth"),
     "x64-supervised": _published(
         _shape(64, pretrain=False), 3_451_192, "units_x64_supervised_checkpoint.pth"
     ),
-    "x128-prompt": _published(_shape(128, pretrain=False), 8_245_560, "ptune_checkpoint.pth"),
+    "x128-prompt": _published(
+        _shape(128, pretrain=False), 8_245_560, note="the prompt-tuned x128 that its recipe writes"
+    ),
     "x64-zeroshot": Preset(
         config={**_shape(64, pretrain=True), "shared_tokens": True},
         lookback=96,
@@ -86,8 +92,7 @@ PRESETS = {
         num_parameters=1_108_552,
         lr=1e-4,
         licence="MIT",
-        origin="nowhere: the authors never released these weights",
-        note="shared prompt tokens",
+        note="shared prompt tokens; the authors never released these weights",
     ),
 }
 

@@ -84,10 +84,14 @@ def _fetch_one(name: str, folder: Path | None) -> Fetched:
 def _elsewhere(name: str, card: Preset) -> str:
     if name.endswith(":tiny"):
         return f"{name} is made here: `sffbench pretrain {name}`"
-    files = f" as {', '.join(card.files)}" if card.files else ""
+    if not card.origin:
+        return (
+            f"{name} is not on the hub, nor do its authors say where else; if you have it, "
+            f"`sffbench fetch {name} --from FOLDER`"
+        )
     return (
-        f"{name} is not on the hub, but in {card.origin or 'a place not known here'}{files}; "
-        f"get it there, then `sffbench fetch {name} --from FOLDER`"
+        f"{name} is not on the hub: get {' '.join(card.files) or 'it'} from {card.origin}, "
+        f"then `sffbench fetch {name} --from FOLDER`"
     )
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,6 +40,15 @@ class HubFile:
     size_bytes: int | None
     sha256: str | None  # of files in large file storage
     blob: str | None  # of all others: git's SHA-1
+
+    @property
+    def known(self) -> bool:
+        """Whether the hub states a digest, so that a file can be told from another version."""
+        return self.sha256 is not None or self.blob is not None
+
+    def is_at(self, path: Path) -> bool:
+        """Whether this very file lies there, as far as can be told."""
+        return self.known and path.is_file() and self.fault(path) is None
 
     def fault(self, path: Path) -> str | None:
         """In what a downloaded file is not this one, or None."""
@@ -97,35 +107,56 @@ def list_files(repository: str, revision: str, subfolder: str = "") -> Listing:
 def download(listing: Listing, names: Iterable[str], folder: Path) -> None:
     """Put files of a repository into `folder`; what is whole is kept, what is half is continued.
 
-    Each is compared with the digest that the hub states for it; a wrong one is deleted.
+    A file is `<name>.part` until it is what the hub says it is, by size and digest.
     """
-    from huggingface_hub import hf_hub_download
-
-    names = list(names)
+    names = [name for name in names if not listing.files[name].is_at(folder / name)]
     _check_space(listing, names, folder)
     for name in names:
+        _bring(listing, name, folder / f"{name}.part")
+
+
+def _bring(listing: Listing, name: str, part: Path) -> None:
+    file = listing.files[name]
+    have = part.stat().st_size if part.is_file() else 0
+    if not file.known or (file.size_bytes is not None and have > file.size_bytes):
+        # Without a digest nothing could tell that two halves come from two versions.
+        part.unlink(missing_ok=True)
+    while True:
+        resumed = part.is_file()
         with _failures(listing.repository, listing.commit, name):
-            fetched = hf_hub_download(
-                listing.repository,
-                listing.subfolder + name,
-                revision=listing.commit,
-                local_dir=folder,
-                endpoint=endpoint(),
-            )
-        path = Path(fetched)
-        if fault := listing.files[name].fault(path):
-            path.unlink()
+            _continue(listing, name, part)
+        fault = file.fault(part)
+        if fault is None:
+            os.replace(part, part.with_name(name))
+            return
+        part.unlink()
+        if not resumed:  # else the old half was at fault: once more, from the first byte
             raise InputError(f"{listing.repository}: {name} arrived damaged ({fault}): run again")
-        if path != folder / name:
-            os.replace(path, folder / name)
+
+
+def _continue(listing: Listing, name: str, part: Path) -> None:
+    """Append to `part` what it lacks of a file. (`hf_hub_download` begins anew in each process.)"""
+    from huggingface_hub import hf_hub_url, utils
+    from huggingface_hub.file_download import http_get
+
+    url = hf_hub_url(
+        listing.repository, listing.subfolder + name, revision=listing.commit, endpoint=endpoint()
+    )
+    headers = utils.build_hf_headers()  # type: ignore[attr-defined]
+    with part.open("ab") as stream:
+        http_get(
+            url,
+            stream,
+            resume_size=stream.tell(),
+            headers={**headers, "Accept-Encoding": "identity"},
+            expected_size=listing.files[name].size_bytes,
+            displayed_filename=name,
+        )
 
 
 def _check_space(listing: Listing, names: Iterable[str], folder: Path) -> None:
     """`InputError` where the disk has no room for what is still to come."""
-    import shutil
-
-    absent = [listing.files[name] for name in names if not (folder / name).is_file()]
-    needed_bytes = sum(file.size_bytes or 0 for file in absent)
+    needed_bytes = sum(listing.files[name].size_bytes or 0 for name in names)
     free_bytes = shutil.disk_usage(folder).free
     if needed_bytes > free_bytes:
         raise InputError(
@@ -187,17 +218,22 @@ def _foreseen(what: str, error: Exception) -> InputError | None:
         status = getattr(getattr(cause, "response", None), "status_code", None)
         if isinstance(status, int) and status >= 400:
             return InputError(f"{what}: the hub answered {_status(cause)}{_hint(cause)}")
-    root = list(_causes(error))[-1]
-    if type(root).__module__.split(".")[0] in _NETWORK or isinstance(root, ConnectionError):
-        reason = " ".join(str(root).split()) or type(root).__name__
+    lost = [cause for cause in _causes(error) if _is_network(cause)]
+    if lost:
+        reason = " ".join(str(lost[-1]).split()) or type(lost[-1]).__name__
         return Unreachable(
-            f"{what}: the hub at {endpoint() or 'huggingface.co'} cannot be reached ({reason}); "
-            "what has come is kept: run again, or import a folder with --from"
+            f"{what}: no connection to {endpoint() or 'huggingface.co'} ({reason}); what has come "
+            "is kept: run again, or import a folder with --from"
         )
     if isinstance(error, (OSError, ValueError)):
         reason = " ".join(str(error).split())[:200]
         return InputError(f"{what}: {endpoint() or 'the hub'} does not answer as a hub ({reason})")
     return None
+
+
+def _is_network(error: BaseException) -> bool:
+    library = type(error).__module__.partition(".")[0]
+    return library in _NETWORK or isinstance(error, ConnectionError | TimeoutError)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
