@@ -34,7 +34,10 @@ class Preset:
 
     `config` holds the structural fields of the published `config.json`; `lr` is the card's learning
     rate for full fine-tuning under the `standard` protocol; `overlap` maps a data set to "yes",
-    "no" or "unknown" with its source: was that data set in the pretraining corpus?
+    "no" or "unknown" with its source: was that data set in the pretraining corpus? `hub`,
+    `revision`, `subfolder` and `files` say what `fetch` brings: the repository, its branch, a
+    folder of it, and the files, by default the weights and `config.json`. `origin` is where weights
+    that are on no hub come from; their `files` are what their authors call them.
     """
 
     config: Mapping[str, Any]
@@ -45,6 +48,9 @@ class Preset:
     licence: str
     hub: str | None = None
     revision: str = "main"
+    subfolder: str = ""
+    files: tuple[str, ...] = ()
+    origin: str = ""
     overlap: Mapping[str, str] = field(default_factory=dict)
     note: str = ""
 
@@ -54,7 +60,8 @@ class LTSM(nn.Module):
 
     Class attributes: `name` (as in `load("name:preset")`), `presets`, `capabilities`,
     `head_prefixes` (of the parameter names that a linear probe trains), `options` (config fields
-    that `load` may override because they change no shape), and what sets a network apart:
+    that `load` may override because they change no shape), `prefixes` (that training wrappers put
+    before all names of a checkpoint), and what sets a network apart:
     `mixes_channels` (the variables of a window see each other), `random_loss` (each call draws
     anew), `unused` (patterns of parameter names that no forecast reads). Instances have `config`,
     `lookback` (context to cut windows with), `horizon` (native), `num_samples` (draws behind a
@@ -68,7 +75,12 @@ class LTSM(nn.Module):
     capabilities: ClassVar[frozenset[str]] = frozenset({"forecast", "zero-shot"})
     head_prefixes: ClassVar[tuple[str, ...]] = ()  # `head` itself is a module of several networks
     options: ClassVar[frozenset[str]] = frozenset()
+<<<<<<< HEAD
     mixes_channels: bool = False  # some networks have it in their config
+=======
+    prefixes: ClassVar[tuple[str, ...]] = ("module.", "model.")
+    mixes_channels: ClassVar[bool] = False
+>>>>>>> 20a6baec0c71e10def7f59501c1500ec9aecfc1e
     random_loss: ClassVar[bool] = False
     unused: ClassVar[tuple[str, ...]] = ()
 

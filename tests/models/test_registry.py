@@ -334,7 +334,7 @@ def test_truncated_and_foreign_weights_are_one_line(tmp_path):
     whole = path.read_bytes()
     for content in (whole[:-100], whole[:20], b"", b"PK\x03\x04 a zip archive, say"):
         path.write_bytes(content)
-        with pytest.raises(InputError, match="truncated or no safetensors") as caught:
+        with pytest.raises(InputError, match="truncated or no ") as caught:
             models.load("ttm", tmp_path)
         assert "\n" not in str(caught.value)
 
