@@ -99,18 +99,10 @@ def load(
     and `horizon` override the native ones where the network allows it, `options` are config fields
     that change no shape. Raises `InputError` with one line.
     """
-<<<<<<< HEAD
-    model, preset_name = parse(name)
-    cls = get(model)
-    expected = preset(name) if preset_name else None
-    folder = checkpoint.find(model, preset_name, source)
-    config = _resolved(name, folder)
-=======
     place = _resolve(name, source, weights)
     model, preset_name = parse(place.name)
-    cls, config = get(model), _config(place)
+    cls, config = get(model), _completed(place)
     expected = preset(place.name) if preset_name else None
->>>>>>> 20a6baec0c71e10def7f59501c1500ec9aecfc1e
     if expected:
         given = {key: value for key, value in expected.config.items() if key in config}
         checkpoint.check_preset(place.name, given, config)
@@ -118,9 +110,7 @@ def load(
         horizon = horizon or expected.horizon
     _check_options(model, cls.variant(config), options)
     built = _empty(cls, config | options, lookback, horizon)
-    if (
-        expected
-    ):  # what the folder calls otherwise or leaves to a default, the network has completed
+    if expected:  # what the folder leaves to a default, the network has completed
         checkpoint.check_preset(place.name, expected.config, {**built.config, **config})
     state = formats.read_state(place.folder, place.weights, place.preferred)
     state = checkpoint.unwrap(state, built.state_dict(), built.prefixes)
@@ -130,15 +120,9 @@ def load(
 
 def check_options(name: str, source: Source, options: Mapping[str, Any]) -> None:
     """Raise the error that `load` would raise over `options`; builds nothing."""
-<<<<<<< HEAD
-    model, preset_name = parse(name)
-    config = _resolved(name, checkpoint.find(model, preset_name, source))
-    _check_options(model, get(name).variant(config), options)
-=======
     place = _resolve(name, source)
-    cls = get(place.name).variant(_config(place))
+    cls = get(place.name).variant(_completed(place))
     _check_options(parse(place.name)[0], cls, options)
->>>>>>> 20a6baec0c71e10def7f59501c1500ec9aecfc1e
 
 
 def _resolve(name: str, source: Source, weights: str = formats.WEIGHTS) -> places.Place:
@@ -159,16 +143,16 @@ def _config(place: places.Place) -> dict[str, Any]:
     )
 
 
-def _resolved(name: str, folder: Path) -> dict[str, Any]:
+def _completed(place: places.Place) -> dict[str, Any]:
     """What is built: the config under the presets' field names, filled up by a named preset.
 
     The preset fills up only a config that says nothing of the network (some authors fix it in
     code); any other has to agree with it.
     """
-    config = _config(name, folder)
-    config = get(name).variant(config).own_names(config)
-    if parse(name)[1]:
-        expected = preset(name).config
+    config = _config(place)
+    config = get(place.name).variant(config).own_names(config)
+    if parse(place.name)[1]:
+        expected = preset(place.name).config
         if not any(key in config for key in expected):
             config |= expected
     return config

@@ -70,7 +70,8 @@ PRESETS = {
         lr=1e-4,
         licence="Apache-2.0",
         hub="google/timesfm-2.0-500m-pytorch",
-        note="the one that SFF fine-tuned; torch_model.ckpt",
+        files=("torch_model.ckpt",),
+        note="the one that SFF fine-tuned",
     ),
     "1.0-200m": Preset(
         config=_shape(512, patch=32, block=128, width=1280, heads=16, layers=20, positions=True),
@@ -80,7 +81,7 @@ PRESETS = {
         lr=1e-4,
         licence="Apache-2.0",
         hub="google/timesfm-1.0-200m-pytorch",
-        note="torch_model.ckpt",
+        files=("torch_model.ckpt",),
     ),
     "2.5-200m": Preset(
         config=_shape_25(16384, patch=32, block=128, spread=1024, width=1280, heads=16, layers=20),

@@ -75,12 +75,8 @@ class LTSM(nn.Module):
     capabilities: ClassVar[frozenset[str]] = frozenset({"forecast", "zero-shot"})
     head_prefixes: ClassVar[tuple[str, ...]] = ()  # `head` itself is a module of several networks
     options: ClassVar[frozenset[str]] = frozenset()
-<<<<<<< HEAD
-    mixes_channels: bool = False  # some networks have it in their config
-=======
     prefixes: ClassVar[tuple[str, ...]] = ("module.", "model.")
-    mixes_channels: ClassVar[bool] = False
->>>>>>> 20a6baec0c71e10def7f59501c1500ec9aecfc1e
+    mixes_channels: bool = False  # some networks have it in their config
     random_loss: ClassVar[bool] = False
     unused: ClassVar[tuple[str, ...]] = ()
 

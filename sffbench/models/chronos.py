@@ -26,12 +26,8 @@ if TYPE_CHECKING:
     from sffkernels import Init
 
 REQUIRED = ("context_length", "input_patch_size", "prediction_length", "quantiles")
-<<<<<<< HEAD
 EMBEDDING, HEAD = "shared.weight", "lm_head.weight"
 TIED = tuple(f"{name}.weight" for name in ("encoder.embed_tokens", "decoder.embed_tokens"))
-=======
-TIED = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
->>>>>>> 20a6baec0c71e10def7f59501c1500ec9aecfc1e
 
 
 class ResidualBlock(nn.Module):
@@ -270,16 +266,8 @@ class Chronos(LTSM):
     def accept(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The shared embedding may be stored once, or again under each name that it is tied to."""
         state = dict(state)
-<<<<<<< HEAD
-        for copy in self.tied:
-            given = state.pop(copy, None)
-            if given is not None and not torch.equal(state.setdefault(EMBEDDING, given), given):
-                raise InputError(f"chronos: {copy} differs from {EMBEDDING}, which it is tied to")
+        checkpoint.merge(state, dict.fromkeys(self.tied, EMBEDDING))
         return state if HEAD in self.tied else {k: v for k, v in state.items() if k != HEAD}
-=======
-        checkpoint.merge(state, dict.fromkeys(TIED, "shared.weight"))
-        return state
->>>>>>> 20a6baec0c71e10def7f59501c1500ec9aecfc1e
 
     def initial(self, init: InitName = "usable") -> dict[str, Init]:
         """T5's rules, all spreads and the gains of norms times the config's factor, published 0.05.

@@ -36,57 +36,6 @@ LOG2_E = 1.442695041  # 1 / softplus(0), in the authors' digits
 BLOCKED = -0.7 * torch.finfo(torch.float32).max  # the authors' score of a pair that is not seen
 
 
-<<<<<<< HEAD
-=======
-def _shape(
-    context: int, patch: int, block: int, width: int, heads: int, layers: int, positions: bool
-) -> dict[str, Any]:
-    return {
-        "context_len": context,
-        "input_patch_len": patch,
-        "output_patch_len": block,
-        "num_layers": layers,
-        "num_heads": heads,
-        "model_dims": width,
-        "use_positional_embedding": positions,
-    }
-
-
-PRESETS = {
-    "tiny": Preset(
-        config=_shape(512, patch=32, block=96, width=64, heads=4, layers=4, positions=False),
-        lookback=512,
-        horizon=96,
-        num_parameters=242_304,
-        lr=1e-3,
-        licence="Apache-2.0",
-        note="made here by `sffbench pretrain timesfm:tiny` on synthetic series",
-    ),
-    "2.0-500m": Preset(
-        config=_shape(2048, patch=32, block=128, width=1280, heads=16, layers=50, positions=False),
-        lookback=2048,
-        horizon=128,
-        num_parameters=498_828_960,
-        lr=1e-4,
-        licence="Apache-2.0",
-        hub="google/timesfm-2.0-500m-pytorch",
-        files=("torch_model.ckpt",),
-        note="the one that SFF fine-tuned",
-    ),
-    "1.0-200m": Preset(
-        config=_shape(512, patch=32, block=128, width=1280, heads=16, layers=20, positions=True),
-        lookback=512,
-        horizon=128,
-        num_parameters=203_568_960,
-        lr=1e-4,
-        licence="Apache-2.0",
-        hub="google/timesfm-1.0-200m-pytorch",
-        files=("torch_model.ckpt",),
-    ),
-}
-
-
->>>>>>> 20a6baec0c71e10def7f59501c1500ec9aecfc1e
 class ResidualBlock(nn.Module):
     """W_o silu(W_h x) + W_r x, all three with biases."""
 
