@@ -22,6 +22,7 @@ PRESETS = [f"{name}:{preset}" for name in models.names() for preset in models.ge
 TINY = [f"{name}:tiny" for name in models.names()]
 PACKAGED = [name for name in TINY if (checkpoint.PACKAGED / name.replace(":", "-")).is_dir()]
 FOLDERS = [
+    ("chronos", "chronos-2"),
     ("chronos", "chronos-bolt"),
     ("chronos", "chronos-t5"),
     ("moirai", "moirai"),
@@ -107,6 +108,7 @@ PUBLISHED = {
         for family, sizes in (("bolt", BOLT), ("t5", [*BOLT, "large"]))
         for size in sizes
     },
+    "chronos:2": ("chronos-2", "amazon/chronos-2"),
     **{
         f"moment:{size}": ("moment", f"AutonLab/MOMENT-1-{size}")
         for size in ("small", "base", "large")
