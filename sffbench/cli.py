@@ -189,8 +189,8 @@ def pretrain(
     out: Annotated[
         Path | None, typer.Option(help="Folder to write; default the package's own.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=1)] = None,
-    seed: int = 0,
+    steps: Annotated[int | None, typer.Option(min=1, help="Default as on its card.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Default as on its card.")] = None,
 ) -> None:
     """Pretrain a small checkpoint on synthetic series, so that everything runs offline."""
     from sffbench import pretrain as pretraining

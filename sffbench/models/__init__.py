@@ -102,7 +102,7 @@ def load(
     """
     place = _resolve(name, source, weights)
     model, preset_name = parse(place.name)
-    cls, config = get(model), _config(place)
+    cls, config = get(model), _completed(place)
     expected = preset(place.name) if preset_name else None
     if expected:
         given = {key: value for key, value in expected.config.items() if key in config}
@@ -111,8 +111,7 @@ def load(
         horizon = horizon or expected.horizon
     _check_options(model, cls.variant(config), options)
     built = _empty(cls, config | options, lookback, horizon)
-    if expected:
-        # What the folder calls otherwise, or leaves to a default, the network has completed.
+    if expected:  # what the folder leaves to a default, the network has completed
         checkpoint.check_preset(place.name, expected.config, {**built.config, **config})
     state = formats.read_state(place.folder, place.weights, place.preferred)
     state = checkpoint.unwrap(state, built.state_dict(), built.prefixes)
@@ -125,7 +124,7 @@ def check_options(
 ) -> None:
     """Raise the error that `load` would raise over `options`; builds nothing."""
     place = _resolve(name, source, weights)
-    cls = get(place.name).variant(_config(place))
+    cls = get(place.name).variant(_completed(place))
     _check_options(parse(place.name)[0], cls, options)
 
 
@@ -139,6 +138,21 @@ def _config(place: places.Place) -> dict[str, Any]:
     if (place.folder / "config.json").exists():
         return checkpoint.read_config(place.folder)
     return dict(preset(place.name).config)
+
+
+def _completed(place: places.Place) -> dict[str, Any]:
+    """What is built: the config under the presets' field names, filled up by a named preset.
+
+    The preset fills up only a config that says nothing of the network (some authors fix it in
+    code); any other has to agree with it.
+    """
+    config = _config(place)
+    config = get(place.name).variant(config).own_names(config)
+    if parse(place.name)[1]:
+        expected = preset(place.name).config
+        if not any(key in config for key in expected):
+            config |= expected
+    return config
 
 
 def _check_options(model: str, cls: type[LTSM], options: Mapping[str, Any]) -> None:

@@ -19,7 +19,7 @@ from sffbench.errors import InputError
 from sffbench.models import _t5
 from sffbench.models.base import LTSM, InitName
 from sffbench.models.blocks import call
-from sffbench.models.chronos import Chronos
+from sffbench.models.chronos import HEAD, TIED, Chronos
 
 if TYPE_CHECKING:
     from sffkernels import Init
@@ -50,6 +50,7 @@ class ChronosT5(Chronos):
 
     head_prefixes = ("shared.",)
     options = frozenset({"dropout_rate", *SAMPLING})
+    tied = (*TIED, HEAD)
 
     def _settings(self, config: Mapping[str, Any]) -> dict[str, Any]:
         settings = SAMPLING | {"n_special_tokens": 2, "use_eos_token": True}
@@ -70,6 +71,9 @@ class ChronosT5(Chronos):
         self.num_samples = self.settings["num_samples"]
         self.num_special = self.settings["n_special_tokens"]
         self.start = self.config.get("decoder_start_token_id", PAD)
+        # Unscaled only where a config says so, as T5s do that were once made with two tables.
+        scaled = self.config.get("scale_decoder_outputs", True)
+        self.output_scale = self.t5["d_model"] ** -0.5 if scaled else 1.0
         num_words = self.config.get("vocab_size", self.settings["n_tokens"])
         self.shared = nn.Embedding(num_words, self.t5["d_model"])
         self.encoder = _t5.Encoder(self.t5)
@@ -133,7 +137,7 @@ class ChronosT5(Chronos):
     ) -> Tensor:
         """Logits of the word after each of the decoder's words, [M * S, N] -> [M * S, N, V]."""
         hidden = call(self.decoder, self.shared(words), context, observed, cache)
-        return F.linear(hidden * self.t5["d_model"] ** -0.5, self.shared.weight)
+        return F.linear(hidden * self.output_scale, self.shared.weight)
 
     def decode(
         self,

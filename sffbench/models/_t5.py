@@ -31,11 +31,11 @@ DEFAULTS: dict[str, Any] = {
     "relative_attention_num_buckets": 32,
 }
 REQUIRED = ("d_model", "d_ff", "d_kv", "num_heads", "num_layers")
-# feed_forward_proj -> (activation, gated)
-FEED_FORWARDS: dict[str, tuple[Callable[[Tensor], Tensor], bool]] = {
-    "relu": (F.relu, False),
-    "gated-relu": (F.relu, True),
-    "gated-gelu": (lambda values: F.gelu(values, approximate="tanh"), True),
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gelu_new": lambda values: F.gelu(values, approximate="tanh"),
+    "silu": F.silu,
 }
 KeysValues = tuple[Tensor, Tensor]
 Cache = dict[nn.Module, KeysValues]  # what each attention of a decoder has seen so far
@@ -46,12 +46,20 @@ def complete(model: str, config: Mapping[str, Any]) -> dict[str, Any]:
     if absent := [key for key in REQUIRED if key not in config]:
         raise InputError(f"{model}: config.json lacks {', '.join(absent)}")
     full = DEFAULTS | {"num_decoder_layers": config["num_layers"]} | dict(config)
-    if full["feed_forward_proj"] not in FEED_FORWARDS:
+    kind = str(full["feed_forward_proj"])
+    if kind.removeprefix("gated-") not in ACTIVATIONS:
         raise InputError(
-            f"{model}: feed_forward_proj={full['feed_forward_proj']!r} is not supported, "
-            f"allowed: {', '.join(FEED_FORWARDS)}"
+            f"{model}: feed_forward_proj={kind!r} is not supported, "
+            f"allowed: {', '.join(ACTIVATIONS)}, and each with gated- before it"
         )
     return full
+
+
+def activation(config: Mapping[str, Any]) -> tuple[Callable[[Tensor], Tensor], bool]:
+    """What `feed_forward_proj` names, and whether it is gated; "gated-gelu" is the tanh formula."""
+    kind = config["feed_forward_proj"]
+    name = "gelu_new" if kind == "gated-gelu" else kind.removeprefix("gated-")
+    return ACTIVATIONS[name], kind.startswith("gated-")
 
 
 class Attention(nn.Module):
@@ -97,7 +105,7 @@ class FeedForward(nn.Module):
     def __init__(self, config: Mapping[str, Any]):
         super().__init__()
         width, inner = config["d_model"], config["d_ff"]
-        self.act, self.gated = FEED_FORWARDS[config["feed_forward_proj"]]
+        self.act, self.gated = activation(config)
         if self.gated:
             self.wi_0 = nn.Linear(width, inner, bias=False)
             self.wi_1 = nn.Linear(width, inner, bias=False)

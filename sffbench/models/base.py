@@ -65,9 +65,9 @@ class LTSM(nn.Module):
     `mixes_channels` (the variables of a window see each other), `random_loss` (each call draws
     anew), `unused` (patterns of parameter names that no forecast reads). Instances have `config`,
     `lookback` (context to cut windows with), `horizon` (native), `num_samples` (draws behind a
-    forecast where nobody says how many) and `new_head` (the checkpoint had no head for this
-    horizon: it is random, and there is no zero-shot). A family with several networks overrides
-    `variant`.
+    forecast where nobody says how many), `num_channels` (that a window must have; None: any) and
+    `new_head` (the checkpoint had no head for this horizon: it is random, and there is no
+    zero-shot). A family with several networks overrides `variant`.
     """
 
     name: ClassVar[str]
@@ -76,7 +76,7 @@ class LTSM(nn.Module):
     head_prefixes: ClassVar[tuple[str, ...]] = ()  # `head` itself is a module of several networks
     options: ClassVar[frozenset[str]] = frozenset()
     prefixes: ClassVar[tuple[str, ...]] = ("module.", "model.")
-    mixes_channels: ClassVar[bool] = False
+    mixes_channels: bool = False  # some networks have it in their config
     random_loss: ClassVar[bool] = False
     unused: ClassVar[tuple[str, ...]] = ()
 
@@ -84,6 +84,7 @@ class LTSM(nn.Module):
     lookback: int
     horizon: int
     num_samples: int = 20
+    num_channels: int | None = None
     new_head: bool = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -108,6 +109,11 @@ class LTSM(nn.Module):
     def variant(cls, config: Mapping[str, Any]) -> type[LTSM]:
         """The class that builds `config`: `cls` unless the family has several networks."""
         return cls
+
+    @classmethod
+    def own_names(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+        """`config` with the fields of the presets, where it was published under other names."""
+        return dict(config)
 
     # -- what a subclass writes ------------------------------------------------------------------
 
@@ -168,6 +174,9 @@ class LTSM(nn.Module):
 
     def reset_buffers(self) -> None:
         """Fill the buffers that no checkpoint holds; called on the empty network."""
+
+    def at_frequency(self, frequency: str) -> None:
+        """Told before a run: the sampling step of its data, a pandas alias such as "15min"."""
 
     def accept(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A checkpoint's tensors as this network names and shapes them; called before loading."""

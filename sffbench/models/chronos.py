@@ -10,7 +10,7 @@ Call: `sffbench.models.load("chronos", folder).quantiles(past, 64, [0.1, 0.9])`;
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -26,21 +26,27 @@ if TYPE_CHECKING:
     from sffkernels import Init
 
 REQUIRED = ("context_length", "input_patch_size", "prediction_length", "quantiles")
-TIED = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
+EMBEDDING, HEAD = "shared.weight", "lm_head.weight"
+TIED = tuple(f"{name}.weight" for name in ("encoder.embed_tokens", "decoder.embed_tokens"))
 
 
 class ResidualBlock(nn.Module):
-    """dropout(W_o relu(W_h x)) + W_r x, biases everywhere: [..., D_in] -> [..., D_out]."""
+    """dropout(W_o act(W_h x)) + W_r x, biases everywhere: [..., D_in] -> [..., D_out].
 
-    def __init__(self, given: int, inner: int, out: int, dropout: float):
+    act is that of the stacks' feed-forward maps.
+    """
+
+    def __init__(self, given: int, out: int, config: Mapping[str, Any]):
         super().__init__()
+        inner = config["d_ff"]
+        self.act, _ = _t5.activation(config)
         self.hidden_layer = nn.Linear(given, inner)
         self.output_layer = nn.Linear(inner, out)
         self.residual_layer = nn.Linear(given, out)
-        self.dropout = Dropout(dropout)
+        self.dropout = Dropout(config["dropout_rate"])
 
     def forward(self, values: Tensor) -> Tensor:
-        inner = call(self.output_layer, F.relu(self.hidden_layer(values)))
+        inner = call(self.output_layer, self.act(self.hidden_layer(values)))
         return call(self.dropout, inner) + call(self.residual_layer, values)
 
 
@@ -63,6 +69,7 @@ class Chronos(LTSM):
     capabilities = frozenset({"forecast", "zero-shot", "probabilistic"})
     head_prefixes = ("output_patch_embedding.",)
     options = frozenset({"dropout_rate"})
+    tied: ClassVar[tuple[str, ...]] = TIED  # names under which the embedding may be stored again
 
     @classmethod
     def variant(cls, config: Mapping[str, Any]) -> type[LTSM]:
@@ -102,23 +109,29 @@ class Chronos(LTSM):
         return settings
 
     def _build(self) -> None:
-        width, inner, dropout = (self.t5[key] for key in ("d_model", "d_ff", "dropout_rate"))
+        width = self.t5["d_model"]
         self.patch = self.settings["input_patch_size"]
         self.stride = self.settings.get("input_patch_stride", self.patch)
         self.levels = list(self.settings["quantiles"])
         self.register = bool(self.settings.get("use_reg_token", False))
         # Row 0 starts the decoder, row 1 closes the encoder's tokens, whatever `vocab_size` says.
         self.shared = nn.Embedding(1 + self.register, width)
+        self.start = self.config.get("decoder_start_token_id", 0)
+        if self.start not in range(1 + self.register):
+            raise InputError(
+                f"chronos: decoder_start_token_id={self.start!r} is not supported, "
+                f"allowed: 0{' or 1' if self.register else ''}"
+            )
         self.encoder = _t5.Encoder(self.t5)
         self.decoder = _t5.Decoder(self.t5)
         out = len(self.levels) * self.block
-        self.input_patch_embedding = ResidualBlock(2 * self.patch, inner, width, dropout)
-        self.output_patch_embedding = ResidualBlock(width, inner, out, dropout)
+        self.input_patch_embedding = ResidualBlock(2 * self.patch, width, self.t5)
+        self.output_patch_embedding = ResidualBlock(width, out, self.t5)
 
     def network(self, scaled: Tensor, seen: Tensor | None = None) -> Tensor:
         """Scaled windows [M, L] -> scaled quantiles of the next block, [M, Q, P]."""
         embedded, observed = self.embed(scaled, seen)
-        start = self.shared.weight[:1].expand(len(scaled), 1, -1)
+        start = self.shared.weight[self.start].expand(len(scaled), 1, -1)
         hidden = self.decoder(start, self.encoder(embedded, observed), observed)
         out = call(self.output_patch_embedding, hidden)
         return out.to(scaled.dtype).view(-1, len(self.levels), self.block)
@@ -253,8 +266,8 @@ class Chronos(LTSM):
     def accept(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The shared embedding may be stored once, or again under each name that it is tied to."""
         state = dict(state)
-        checkpoint.merge(state, dict.fromkeys(TIED, "shared.weight"))
-        return state
+        checkpoint.merge(state, dict.fromkeys(self.tied, EMBEDDING))
+        return state if HEAD in self.tied else {k: v for k, v in state.items() if k != HEAD}
 
     def initial(self, init: InitName = "usable") -> dict[str, Init]:
         """T5's rules, all spreads and the gains of norms times the config's factor, published 0.05.

@@ -25,13 +25,17 @@ FOLDERS = [
     ("chronos", "chronos-bolt"),
     ("chronos", "chronos-t5"),
     ("moirai", "moirai"),
+    ("moirai", "moirai2"),
     ("moment", "moment"),
     ("sundial", "sundial"),
     ("timer", "timer"),
     ("timer", "timer_legacy"),
     ("timesfm", "timesfm-1.0"),
     ("timesfm", "timesfm-2.0"),
+    ("timesfm", "timesfm-2.5"),
     ("ttm", "ttm"),
+    ("ttm", "ttm-freq"),
+    ("ttm", "ttm-mix"),
     ("units", "units"),
     ("units", "units_pretrain"),
     ("units", "units_zeroshot"),
@@ -79,7 +83,7 @@ def published(folder: str) -> dict[str, dict[str, object]]:
 BOLT = ["tiny", "mini", "small", "base"]
 PUBLISHED = {
     **{
-        f"ttm:{model}-{size}": ("ttm", f"ttm-{model}@{branch}")
+        f"ttm:{model}-{size}": ("ttm", f"ttm-{model}{'-freq' * (model == 'research-r2')}@{branch}")
         for model, size, branch in [
             ("r1", "512-96", "main(512-96)"),
             ("r1", "1024-96", "1024_96_v1"),
@@ -87,6 +91,10 @@ PUBLISHED = {
                 ("r2", f"{lookback}-{horizon}", f"{lookback}-{horizon}-r2")
                 for lookback in (512, 1024, 1536)
                 for horizon in (96, 192, 336, 720)
+            ),
+            *(
+                ("research-r2", f"{lookback}-96", f"{lookback}-96")
+                for lookback in (512, 1024, 1536)
             ),
         ]
     },
@@ -107,11 +115,13 @@ PUBLISHED = {
         f"timesfm:{size}": ("timesfm-2.0", f"google/timesfm-{size}-pytorch")
         for size in ("1.0-200m", "2.0-500m")
     },
+    "timesfm:2.5-200m": ("timesfm-2.5", "google/timesfm-2.5-200m-pytorch"),
     "sundial:base-128m": ("sundial", "thuml/sundial-base-128m"),
     **{
         f"moirai:1.1-{size}": ("moirai", f"Salesforce/moirai-1.1-R-{size}")
         for size in ("small", "base", "large")
     },
+    "moirai:2.0-small": ("moirai2", "Salesforce/moirai-2.0-R-small"),
     "units:x32": ("units", "UniTS_pretrain_x32"),
     "units:x64": ("units", "UniTS_pretrain_x64"),
     "units:x128": ("units", "UniTS_pretrain_x128 (pretrain_checkpoint.pth)"),

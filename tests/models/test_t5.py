@@ -72,7 +72,22 @@ def attend(attention, queries, keys, bias):
     return torch.cat(heads, -1) @ attention.o.weight.T
 
 
-@pytest.mark.parametrize("kind", list(_t5.FEED_FORWARDS))
+def tanh_gelu(x):
+    return 0.5 * x * (1 + torch.tanh((2 / math.pi) ** 0.5 * (x + 0.044715 * x**3)))
+
+
+FEED_FORWARDS = {  # feed_forward_proj -> (activation, gated)
+    "relu": (lambda x: x.clamp_min(0), False),
+    "gelu": (lambda x: 0.5 * x * (1 + torch.erf(x / 2**0.5)), False),
+    "gelu_new": (tanh_gelu, False),
+    "silu": (lambda x: x / (1 + torch.exp(-x)), False),
+    "gated-relu": (lambda x: x.clamp_min(0), True),
+    "gated-gelu": (tanh_gelu, True),
+    "gated-silu": (lambda x: x / (1 + torch.exp(-x)), True),
+}
+
+
+@pytest.mark.parametrize("kind", FEED_FORWARDS)
 @torch.no_grad()
 def test_the_encoder_is_its_formula_with_unseen_tokens_left_out(build, kind):
     encoder = build(_t5.Encoder, feed_forward_proj=kind)
@@ -88,7 +103,7 @@ def test_the_encoder_is_its_formula_with_unseen_tokens_left_out(build, kind):
         normed = norm(hidden, attention.layer_norm.weight)
         hidden = hidden + attend(attention.SelfAttention, normed, normed, bias)
         dense = feed_forward.DenseReluDense
-        act, gated = _t5.FEED_FORWARDS[kind]
+        act, gated = FEED_FORWARDS[kind]
         normed = norm(hidden, feed_forward.layer_norm.weight)
         first, *second = (getattr(dense, n) for n in (("wi_0", "wi_1") if gated else ("wi",)))
         inner = act(normed @ first.weight.T)
@@ -143,5 +158,5 @@ def test_a_hooked_linear_layer_is_called(build):
 def test_a_config_that_lacks_a_size_or_asks_for_more_is_refused_by_field_name():
     with pytest.raises(InputError, match=r"mine: config\.json lacks d_ff, num_heads"):
         _t5.complete("mine", {"d_model": 8, "d_kv": 4, "num_layers": 1})
-    with pytest.raises(InputError, match="feed_forward_proj='gated-silu' is not supported"):
-        _t5.complete("mine", CONFIG | {"feed_forward_proj": "gated-silu"})
+    with pytest.raises(InputError, match="feed_forward_proj='gated-mish' is not supported"):
+        _t5.complete("mine", CONFIG | {"feed_forward_proj": "gated-mish"})
