@@ -103,7 +103,7 @@ class DescribedModel:
 
 def _describe(entry: ModelEntry) -> DescribedModel:
     name, preset = models.parse(entry.name)
-    models.check_options(entry.name, entry.source, entry.options)
+    models.check_options(entry.name, entry.source, entry.options, weights=entry.weights)
     config_hash, weights_hash = models.describe(entry.name, entry.source, weights=entry.weights)
     identity = {
         "name": name,

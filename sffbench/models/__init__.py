@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["LTSM", "check_options", "create", "describe", "get", "load", "names", "parse", "preset"]
 
 _SHARED = frozenset(
-    {"base", "blocks", "checkpoint", "fetch", "formats", "hub", "lockfile", "places"}
+    {"base", "blocks", "checkpoint", "fetch", "formats", "hub", "lockfile", "places", "recognise"}
 )
 Source = str | os.PathLike[str] | None
 
@@ -95,9 +95,10 @@ def load(
     one the packaged (`tiny`) or fetched weights of the preset are used. Nothing is ever downloaded.
     `weights` names the file to read; the default also stands for `pytorch_model.bin`,
     `torch_model.ckpt`, their indices, or the only file of weights, in that order. A preset beside a
-    source must agree with the folder's config, and stands in for it where there is none. `lookback`
-    and `horizon` override the native ones where the network allows it, `options` are config fields
-    that change no shape. Raises `InputError` with one line.
+    source must agree with the folder's config, and stands in for it where there is none; without a
+    preset the weights must tell which one they are. `lookback` and `horizon` override the native
+    ones where the network allows it, `options` are config fields that change no shape. Raises
+    `InputError` with one line.
     """
     place = _resolve(name, source, weights)
     model, preset_name = parse(place.name)
@@ -118,9 +119,11 @@ def load(
     return built.eval()
 
 
-def check_options(name: str, source: Source, options: Mapping[str, Any]) -> None:
+def check_options(
+    name: str, source: Source, options: Mapping[str, Any], *, weights: str = formats.WEIGHTS
+) -> None:
     """Raise the error that `load` would raise over `options`; builds nothing."""
-    place = _resolve(name, source)
+    place = _resolve(name, source, weights)
     cls = get(place.name).variant(_completed(place))
     _check_options(parse(place.name)[0], cls, options)
 
@@ -131,16 +134,10 @@ def _resolve(name: str, source: Source, weights: str = formats.WEIGHTS) -> place
 
 
 def _config(place: places.Place) -> dict[str, Any]:
-    """The folder's config; without one, that of a named preset (which costs torch)."""
+    """The folder's config; without one, that of the preset (which costs torch)."""
     if (place.folder / "config.json").exists():
         return checkpoint.read_config(place.folder)
-    model, preset_name = parse(place.name)
-    if preset_name:
-        return dict(preset(place.name).config)
-    raise InputError(
-        f"no config.json in {str(place.folder)!r}: name the preset that the weights are of, "
-        f"such as '{model}:{list(get(model).presets)[-1]}'"
-    )
+    return dict(preset(place.name).config)
 
 
 def _completed(place: places.Place) -> dict[str, Any]:

@@ -42,7 +42,20 @@ class Place:
 
 
 def resolve(name: str, source: str | os.PathLike[str] | None, weights: str = WEIGHTS) -> Place:
-    """The place that `name` (`model[:preset]`) and `source` mean; `InputError` where it is none."""
+    """The place that `name` (`model[:preset]`) and `source` mean; `InputError` where it is none.
+
+    Weights without a config are those of the preset that they fit, if the name says none.
+    """
+    place = _locate(name, source, weights)
+    if ":" in place.name or (place.folder / "config.json").exists():
+        return place
+    from sffbench.models.recognise import recognise
+
+    preset = recognise(place.name, place.folder, place.weights)
+    return Place(f"{place.name}:{preset}", place.folder, place.weights)
+
+
+def _locate(name: str, source: str | os.PathLike[str] | None, weights: str) -> Place:
     model, _, preset = name.partition(":")
     if source is not None:
         path = Path(source).expanduser()
