@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from sffbench import data, models, strategies
 from sffbench.errors import InputError
+from sffbench.models.formats import WEIGHTS
 from sffbench.protocol import Protocol
 from sffbench.strategies import Strategy
 from sffbench.suite import (
@@ -102,7 +103,7 @@ class DescribedModel:
 
 def _describe(entry: ModelEntry) -> DescribedModel:
     name, preset = models.parse(entry.name)
-    models.check_options(entry.name, entry.source, entry.options)
+    models.check_options(entry.name, entry.source, entry.options, weights=entry.weights)
     config_hash, weights_hash = models.describe(entry.name, entry.source, weights=entry.weights)
     identity = {
         "name": name,
@@ -157,5 +158,5 @@ def _spec(
         "seed": seed,
     }
     source = None if model is None else model.entry.source
-    weights = "model.safetensors" if model is None else model.entry.weights
+    weights = WEIGHTS if model is None else model.entry.weights
     return RunSpec(cell, entry.label, source, weights, places, suite.measure)

@@ -80,30 +80,21 @@ def list_(
 
 @app.command()
 def fetch(
-    names: Annotated[list[str] | None, typer.Argument(help="Data sets; all when left out.")] = None,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="Data sets and MODEL:PRESET; all data sets when left out."),
+    ] = None,
     data_dir: DataDir = None,
     from_dir: Annotated[
         Path | None, typer.Option("--from", metavar="DIR", help="Import from a folder instead.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Download data sets, or import them from a folder; every file is checked by its SHA-256."""
-    from sffbench.data.fetch import fetch as fetch_data
+    """Download data sets and weights, or import them; every file is checked by its SHA-256."""
+    from sffbench import fetching
 
-    if weights := [name for name in names or [] if ":" in name]:
-        raise InputError(
-            f"fetching the weights of {weights[0]!r} is not built yet; put the published folder "
-            f"under SFFBENCH_CHECKPOINTS as {weights[0].replace(':', '-')}"
-        )
-    root = Path(data_dir or "data")
-    files = [
-        {"name": f.name, "file": str(f.path), "sha256": f.sha256, "action": f.action}
-        for f in fetch_data(names or [], root, from_dir=from_dir)
-    ]
-    if as_json:
-        _print(json.dumps(files, indent=1))
-    else:
-        _print("\n".join(f"{f['action']:>10}  {f['name']}  {f['file']}" for f in files))
+    files = fetching.fetch(names or [], Path(data_dir or "data"), from_dir)
+    _print(json.dumps(files, indent=1) if as_json else fetching.text(files))
 
 
 @app.command()
@@ -198,8 +189,8 @@ def pretrain(
     out: Annotated[
         Path | None, typer.Option(help="Folder to write; default the package's own.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=1)] = None,
-    seed: int = 0,
+    steps: Annotated[int | None, typer.Option(min=1, help="Default as on its card.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Default as on its card.")] = None,
 ) -> None:
     """Pretrain a small checkpoint on synthetic series, so that everything runs offline."""
     from sffbench import pretrain as pretraining

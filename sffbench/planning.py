@@ -148,13 +148,18 @@ def _model_key(spec: RunSpec) -> tuple[str, str | None, str]:
 
 @functools.cache
 def window_flops(model: tuple[str, str | None, str], horizon: int) -> float:
-    """Floating-point operations of one forecast of one window (two for a multiply-add)."""
+    """Floating-point operations of one forecast of one window (two for a multiply-add).
+
+    0 where suites have no such window (`n/a`).
+    """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     from sffbench import models
 
     built = models.load(model[0], model[1], weights=model[2], horizon=horizon)
+    if built.num_channels not in (None, 1):
+        return 0.0
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         built.eval()._forecast(torch.zeros(1, 1, built.lookback), horizon)
     return float(counter.get_total_flops())

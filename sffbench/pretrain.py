@@ -1,7 +1,7 @@
 """Small checkpoints made here, so that the whole pipeline means something without a network.
 
     pretrain("ttm:tiny", "folder", seed=0)      # config.json, model.safetensors, card.json
-    run("ttm:tiny")                             # the same into the package, with a progress bar
+    run("ttm:tiny")                             # the packaged one again, as its card says
 
 Trains a randomly created preset with its own loss on windows of synthetic series (Gaussian-process
 kernel mixtures, trend, seasons, noise). One thread and seeded streams: the same call on the same
@@ -80,11 +80,12 @@ def pretrain(
 
 
 def run(
-    name: str, out: str | Path | None = None, *, steps: int | None = None, seed: int = 0
+    name: str, out: str | Path | None = None, *, steps: int | None = None, seed: int | None = None
 ) -> Path:
     """What `sffbench pretrain` does: `pretrain` with a progress bar; returns the folder written.
 
-    Without `out`, the packaged weights of a `tiny` preset are replaced; others need a folder.
+    Without `out`, the packaged weights of a `tiny` preset are replaced; others need a folder. What
+    is not given is as on the packaged card, if there is one.
     """
     from rich import progress as bars
     from rich.console import Console
@@ -92,18 +93,30 @@ def run(
     model, preset = models.parse(name)
     if out is None and preset != "tiny":
         raise InputError(f"{name} is not packaged: name a folder to write")
-    folder = Path(out) if out is not None else checkpoint.PACKAGED / f"{model}-{preset}"
-    steps = steps or STEPS
+    packaged = checkpoint.PACKAGED / f"{model}-{preset}"
+    folder = Path(out) if out is not None else packaged
+    given = {"steps": steps, "seed": seed}
+    recipe = _recipe(packaged) | {key: value for key, value in given.items() if value is not None}
     loss_column = bars.TextColumn("loss {task.fields[loss]:.3f}")
     columns = (bars.BarColumn(), bars.MofNCompleteColumn(), loss_column, bars.TimeRemainingColumn())
     with bars.Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(name, total=steps, loss=float("nan"))
+        task = bar.add_task(name, total=recipe["steps"], loss=float("nan"))
 
         def show(step: int, loss: float) -> None:
             bar.update(task, completed=step, loss=loss)
 
-        pretrain(name, folder, steps=steps, seed=seed, progress=show)
+        pretrain(name, folder, progress=show, **recipe)
     return folder
+
+
+def _recipe(folder: Path) -> dict[str, Any]:
+    """The arguments of `pretrain` by which a packaged checkpoint was made."""
+    path = folder / "card.json"
+    if not path.is_file():
+        return {"steps": STEPS}
+    card = json.loads(path.read_text(encoding="utf-8"))
+    recipe = {key: card[key] for key in ("steps", "seed", "batch", "lr")}
+    return recipe | {"num_series": card["generator"]["num_series"]}
 
 
 def _windows(

@@ -161,6 +161,7 @@ class _Run:
             horizon=self.task.horizon,  # a head made for one horizon follows it
             **options,
         )
+        model.at_frequency(self.dataset.frequency)
         return model.to(self.device)
 
     def _model_name(self) -> str:
@@ -171,6 +172,11 @@ class _Run:
     def _refuse_impossible(self, model: LTSM) -> None:
         if "forecast" not in model.capabilities:
             raise NotApplicable(f"{model.name} does not forecast")
+        if model.num_channels not in (None, 1):
+            raise NotApplicable(
+                f"this {model.name} takes windows of {model.num_channels} channels, "
+                "suites cut windows of one"
+            )
         if not self.strategy.trains and "zero-shot" not in model.capabilities:
             raise NotApplicable(f"{model.name} has no pretrained forecasting head")
 

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from sffbench import protocol as protocols
 from sffbench.errors import InputError, unknown
+from sffbench.models.formats import WEIGHTS
 from sffbench.protocol import Budget, Protocol
 from sffbench.validation import from_validation
 
@@ -35,7 +36,7 @@ class ModelEntry(BaseModel):
 
     name: str
     source: str | None = None
-    weights: str = "model.safetensors"
+    weights: str = WEIGHTS
     options: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -94,7 +95,7 @@ class RunSpec:
     cell: dict[str, Any]
     label: str
     model_source: str | None = None
-    weights_file: str = "model.safetensors"
+    weights_file: str = WEIGHTS
     places: Places = field(default_factory=Places)
     measure: Literal["accuracy", "speed"] = "accuracy"  # what makes the cell done; not hashed
 

@@ -15,17 +15,18 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from sffbench.errors import InputError, unknown
-from sffbench.models import checkpoint
+from sffbench.models import checkpoint, formats, places
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from sffbench.models.base import LTSM, InitName, Preset
 
 __all__ = ["LTSM", "check_options", "create", "describe", "get", "load", "names", "parse", "preset"]
 
-_SHARED = frozenset({"base", "blocks", "checkpoint"})
+_SHARED = frozenset(
+    {"base", "blocks", "checkpoint", "fetch", "formats", "hub", "lockfile", "places", "recognise"}
+)
 Source = str | os.PathLike[str] | None
 
 
@@ -71,11 +72,11 @@ def preset(name: str) -> Preset:
 
 
 def describe(
-    name: str, source: Source = None, *, weights: str = checkpoint.WEIGHTS
+    name: str, source: Source = None, *, weights: str = formats.WEIGHTS
 ) -> tuple[str, str]:
     """(config hash, weights hash) of what `load` would read; builds nothing, imports no torch."""
-    folder = checkpoint.find(*parse(name), source)
-    return checkpoint.describe(folder, _config(name, folder), weights)
+    place = _resolve(name, source, weights)
+    return checkpoint.describe(place.folder, _config(place), place.weights, place.preferred)
 
 
 def load(
@@ -84,44 +85,74 @@ def load(
     *,
     horizon: int | None = None,
     lookback: int | None = None,
-    weights: str = checkpoint.WEIGHTS,
+    weights: str = formats.WEIGHTS,
     **options: Any,
 ) -> LTSM:
     """A pretrained model in eval mode, float32, on the CPU.
 
-    `source` is a folder as the authors publish it; without one the packaged (`tiny`) or fetched
-    weights are used, and nothing is ever downloaded. A preset beside a source must agree with the
-    folder's config, and stands in for it where the folder holds weights alone. `lookback` and
-    `horizon` override the native ones where the network allows it, `options` are config fields
-    that change no shape. Raises `InputError` with one line.
+    `source` is a folder as the authors publish it, a file of weights in one, or the id of a
+    repository that was fetched (`"amazon/chronos-bolt-small"`, perhaps with `@revision`); without
+    one the packaged (`tiny`) or fetched weights of the preset are used. Nothing is ever downloaded.
+    `weights` names the file to read; the default also stands for `pytorch_model.bin`,
+    `torch_model.ckpt`, their indices, or the only file of weights, in that order. A preset beside a
+    source must agree with the folder's config, and stands in for it where there is none; without a
+    preset the weights must tell which one they are. `lookback` and `horizon` override the native
+    ones where the network allows it, `options` are config fields that change no shape. Raises
+    `InputError` with one line.
     """
-    model, preset_name = parse(name)
-    cls = get(model)
-    expected = preset(name) if preset_name else None
-    folder = checkpoint.find(model, preset_name, source)
-    config = _config(name, folder)
+    place = _resolve(name, source, weights)
+    model, preset_name = parse(place.name)
+    cls, config = get(model), _completed(place)
+    expected = preset(place.name) if preset_name else None
     if expected:
-        checkpoint.check_preset(name, expected.config, config)
+        given = {key: value for key, value in expected.config.items() if key in config}
+        checkpoint.check_preset(place.name, given, config)
         lookback = lookback or expected.lookback
         horizon = horizon or expected.horizon
     _check_options(model, cls.variant(config), options)
     built = _empty(cls, config | options, lookback, horizon)
-    checkpoint.assign(built, built.accept(checkpoint.read_state(folder, weights)))
+    if expected:  # what the folder leaves to a default, the network has completed
+        checkpoint.check_preset(place.name, expected.config, {**built.config, **config})
+    state = formats.read_state(place.folder, place.weights, place.preferred)
+    state = checkpoint.unwrap(state, built.state_dict(), built.prefixes)
+    checkpoint.assign(built, built.accept(state))
     return built.eval()
 
 
-def check_options(name: str, source: Source, options: Mapping[str, Any]) -> None:
+def check_options(
+    name: str, source: Source, options: Mapping[str, Any], *, weights: str = formats.WEIGHTS
+) -> None:
     """Raise the error that `load` would raise over `options`; builds nothing."""
-    model, preset_name = parse(name)
-    config = _config(name, checkpoint.find(model, preset_name, source))
-    _check_options(model, get(name).variant(config), options)
+    place = _resolve(name, source, weights)
+    cls = get(place.name).variant(_completed(place))
+    _check_options(parse(place.name)[0], cls, options)
 
 
-def _config(name: str, folder: Path) -> dict[str, Any]:
-    """The folder's config; without one, that of a named preset (which costs torch)."""
-    if parse(name)[1] and not (folder / "config.json").is_file():
-        return dict(preset(name).config)
-    return checkpoint.read_config(folder)
+def _resolve(name: str, source: Source, weights: str = formats.WEIGHTS) -> places.Place:
+    parse(name)
+    return places.resolve(name, source, weights)
+
+
+def _config(place: places.Place) -> dict[str, Any]:
+    """The folder's config; without one, that of the preset (which costs torch)."""
+    if (place.folder / "config.json").exists():
+        return checkpoint.read_config(place.folder)
+    return dict(preset(place.name).config)
+
+
+def _completed(place: places.Place) -> dict[str, Any]:
+    """What is built: the config under the presets' field names, filled up by a named preset.
+
+    The preset fills up only a config that says nothing of the network (some authors fix it in
+    code); any other has to agree with it.
+    """
+    config = _config(place)
+    config = get(place.name).variant(config).own_names(config)
+    if parse(place.name)[1]:
+        expected = preset(place.name).config
+        if not any(key in config for key in expected):
+            config |= expected
+    return config
 
 
 def _check_options(model: str, cls: type[LTSM], options: Mapping[str, Any]) -> None:

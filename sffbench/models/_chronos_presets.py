@@ -1,7 +1,8 @@
 """Chronos' sizes: what to build for each published checkpoint, and for the tiny one.
 
-A part of `chronos.py` (Bolt) and `_chronos_t5.py`, which share the shapes of their stacks. The
-settings are those of the published `config.json`, numbers of parameters count tied tensors once.
+A part of `chronos.py` (Bolt) and `_chronos_t5.py`, which share the shapes of their stacks, and of
+`_chronos_2.py`. The settings are those of the published `config.json`, numbers of parameters count
+tied tensors once.
 """
 
 from __future__ import annotations
@@ -106,4 +107,34 @@ PRESETS = {
     "t5-small": _published("t5", "small", 46_154_240),
     "t5-base": _published("t5", "base", 201_374_976),
     "t5-large": _published("t5", "large", 708_963_328),
+    "2": Preset(
+        config={
+            "d_model": 768,
+            "d_ff": 3072,
+            "d_kv": 64,
+            "num_layers": 12,
+            "num_heads": 12,
+            "feed_forward_proj": "relu",
+            "initializer_factor": 0.05,
+            "chronos_config": {
+                "context_length": 8192,
+                "input_patch_size": 16,
+                "input_patch_stride": 16,
+                "output_patch_size": 16,
+                "max_output_patches": 64,
+                "quantiles": [0.01, *(level / 100 for level in range(5, 100, 5)), 0.99],
+                "time_encoding_scale": 8192,
+                "use_arcsinh": True,
+                "use_reg_token": True,
+            },
+        },
+        lookback=8192,
+        horizon=1024,
+        num_parameters=119_477_664,
+        lr=1e-5,
+        licence="Apache-2.0",
+        hub="amazon/chronos-2",
+        note="sizes confirmed by the parameter count; lr: ours, lower than Bolt's, which its "
+        "users find better for this one",
+    ),
 }

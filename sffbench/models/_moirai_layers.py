@@ -1,7 +1,7 @@
-"""The layers of MOIRAI 1.x: projections of several patch sizes, and the masked encoder.
+"""The layers of MOIRAI: projections of several patch sizes (1.x alone), and the encoder.
 
 B windows, T tokens of all variables in one sequence, D features. Attribute names are those of the
-official state dict. The model that joins these parts is in `moirai.py`:
+official state dict. The models that join these parts are in `moirai.py` and `_moirai_2.py`:
 `sffbench.models.create("moirai:tiny").encoder`.
 """
 
@@ -97,7 +97,7 @@ class Attention(nn.Module):
         same: Tensor,
         hidden_from: Tensor | None,
     ) -> Tensor:
-        """`same` [T, T]: one variable; `hidden_from` [B, 1, T, T]: must not see each other."""
+        """`same` [T, T]: one variable; `hidden_from` [B, 1, T, T]: a row must not see a column."""
         query = rotate(self.q_norm(self.q_proj(hidden).unflatten(-1, self.heads)), *angles)
         key = rotate(self.k_norm(self.k_proj(hidden).unflatten(-1, self.heads)), *angles)
         value = self.v_proj(hidden).unflatten(-1, self.heads)
@@ -118,9 +118,8 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     """fc2(silu(fc_gate h) * fc1 h), no biases."""
 
-    def __init__(self, width: int, dropout: float):
+    def __init__(self, width: int, inner: int, dropout: float):
         super().__init__()
-        inner = (int(4 * width * 2 / 3) + 7) // 8 * 8
         self.fc1 = nn.Linear(width, inner, bias=False)
         self.fc_gate = nn.Linear(width, inner, bias=False)
         self.fc2 = nn.Linear(inner, width, bias=False)
@@ -137,8 +136,9 @@ class Layer(nn.Module):
     def __init__(self, config: Mapping[str, Any]):
         super().__init__()
         width, dropout = config["d_model"], config["dropout_p"]
+        inner = config.get("d_ff") or (int(4 * width * 2 / 3) + 7) // 8 * 8
         self.self_attn = Attention(width, config["num_heads"], config["attn_dropout_p"])
-        self.ffn = FeedForward(width, dropout)
+        self.ffn = FeedForward(width, inner, dropout)
         self.norm1 = nn.RMSNorm(width, eps=EPSILON)
         self.norm2 = nn.RMSNorm(width, eps=EPSILON)
         self.dropout = Dropout(dropout)
@@ -149,18 +149,32 @@ class Layer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """All layers and a last norm: [B, T, D] -> [B, T, D]."""
+    """All layers and a last norm: [B, T, D] -> [B, T, D]; `causal` hides later tokens."""
 
-    def __init__(self, config: Mapping[str, Any]):
+    def __init__(self, config: Mapping[str, Any], *, causal: bool = False):
         super().__init__()
+        self.causal = causal
         self.layers = nn.ModuleList(Layer(config) for _ in range(config["num_layers"]))
         self.norm = nn.RMSNorm(config["d_model"], eps=EPSILON)
         self.turned = config["d_model"] // config["num_heads"] // 2
 
     def forward(self, hidden: Tensor, time: Tensor, variate: Tensor, real: Tensor) -> Tensor:
         same = variate[:, None] == variate
-        apart = None if bool(real.all()) else (real[:, :, None] != real[:, None, :])[:, None]
+        apart = self._apart(time, real)
         angles = rotary(time, self.turned)
         for layer in self.layers:
             hidden = layer(hidden, angles, same, apart)
         return call(self.norm, hidden)
+
+    def _apart(self, time: Tensor, real: Tensor) -> Tensor | None:
+        """[B, 1, T, T], true where a token (row) must not see another (column); None: nowhere.
+
+        Without padding the windows of a batch share their times, and so one mask [1, 1, T, T].
+        """
+        if whole := bool(real.all()):
+            time, real = time[:1], real[:1]
+        apart = None if whole else real[:, :, None] != real[:, None, :]
+        if self.causal:
+            later = time[:, None, :] > time[:, :, None]
+            apart = later if apart is None else apart | later
+        return None if apart is None else apart[:, None]

@@ -31,17 +31,24 @@ class Packed(NamedTuple):
 
 
 def pack(
-    past: Tensor, horizon: int, size: int, past_mask: Tensor | None = None, *, scaling: bool = True
+    past: Tensor,
+    horizon: int,
+    size: int,
+    past_mask: Tensor | None = None,
+    *,
+    scaling: bool = True,
+    carry: bool = False,
 ) -> Packed:
     """Tokens of windows past [B, C, L] and of the H values to come.
 
-    The context is padded on the left, the horizon on the right. Leading steps that no variable has
-    observed are padding. A missing value is 0 in the units of the input, as published.
+    The context is padded on the left, the horizon on the right; H = 0 packs the context alone.
+    Leading steps that no variable has observed are padding. A missing value is 0 in the units of
+    the input, as published; with `carry` it is the last observed one.
     """
     num_windows, num_channels, length = past.shape
     seen = torch.ones_like(past, dtype=torch.bool) if past_mask is None else past_mask != 0
     ahead = seen.new_ones(num_windows, num_channels, horizon)
-    past = past * seen
+    past = carried(past, seen) if carry else past * seen
 
     def tokens(values: Tensor, left: bool) -> Tensor:  # [B, C, L] -> [B, C * N, s]
         missing = -values.shape[-1] % size
@@ -78,6 +85,13 @@ def unpack(tokens: Tensor, num_channels: int, size: int, horizon: int) -> Tensor
     """Values of the horizon's tokens by variable: [B, C * N, P, ...] -> [B, C, H, ...]."""
     kept = tokens[:, :, :size]
     return kept.reshape(len(kept), num_channels, -1, *kept.shape[3:])[:, :, :horizon]
+
+
+def carried(values: Tensor, seen: Tensor) -> Tensor:
+    """The last observed value at or before each step, 0 where there is none: [B, C, L]."""
+    steps = torch.arange(values.shape[-1], device=values.device)
+    last = torch.where(seen, steps, -1).cummax(-1).values
+    return values.gather(-1, last.clamp_min(0)).masked_fill(last < 0, 0.0)
 
 
 def location_scale(past: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sffbench.errors import InputError
+from sffbench.models import checkpoint
 from sffbench.models.base import LTSM, InitName, default_init
 from sffbench.models.blocks import (
     Dropout,
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from sffkernels import Init
 
 POSITIONS = "patch_embedding.position_embedding.pe"
+# The names by which the authors' wrapper knows its backbone and, again, the parts of it.
+ALIASES = {"backbone.": "", "enc_embedding.": "patch_embedding."}
 REQUIRED = ("patch_len", "d_model", "d_ff", "e_layers", "n_heads")
 
 
@@ -119,6 +122,7 @@ class TimerLegacy(Timer):
     capabilities = frozenset({"forecast", "zero-shot", "imputation", "anomaly"})
     head_prefixes = ("proj.",)
     options = frozenset({"dropout"})
+    prefixes = ("module.", "model.", "timer.")
 
     def __init__(
         self,
@@ -213,7 +217,15 @@ class TimerLegacy(Timer):
         return masked_mean((predicted - target).square(), masks[1])
 
     def accept(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A checkpoint may hold fewer than 5000 positions, or none: they follow from a formula."""
+        """The wrapper's aliases are dropped; positions may be fewer than 5000, or none.
+
+        What the authors' wrapper saves holds every tensor twice, as `backbone.*` and under one of
+        `ALIASES`. Positions follow from a formula.
+        """
+        state = dict(state)
+        for alias, name in ALIASES.items():
+            found = [key for key in state if key.startswith(alias)]
+            checkpoint.merge(state, {key: name + key.removeprefix(alias) for key in found})
         positions = state.get(POSITIONS)
         own = self.get_buffer(POSITIONS)
         if positions is None:
@@ -222,7 +234,7 @@ class TimerLegacy(Timer):
             self.patch_embedding.position_embedding.register_buffer(
                 "pe", torch.empty_like(positions)
             )
-        return dict(state)
+        return state
 
     def reset_buffers(self) -> None:
         """pe[i, 2j] = sin(i w), pe[i, 2j + 1] = cos(i w), w = 10000^(-2j/D)."""

@@ -37,13 +37,19 @@ SUPPORTED: dict[str, tuple[Any, ...]] = {
 }
 
 
-def complete(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields under our names, with defaults; `InputError` names what is absent or foreign."""
+def own_names(config: Mapping[str, Any]) -> dict[str, Any]:
+    """`config` with the fields of `TimesFmHparams`, whatever names it has them under."""
     full = dict(config)
     for name, others in ALIASES.items():
         for other in others:
             if other in config:
                 full.setdefault(name, config[other])
+    return full
+
+
+def complete(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields under our names, with defaults; `InputError` names what is absent or foreign."""
+    full = own_names(config)
     if absent := [key for key in REQUIRED if key not in full]:
         raise InputError(f"timesfm: config.json lacks {', '.join(absent)}")
     for key, allowed in SUPPORTED.items():
@@ -124,9 +130,14 @@ def official_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         .replace("layers.", "stacked_transformer.layers.", 1): tensor
         for key, tensor in state.items()
     }
-    for query in [key for key in named if ".q_proj." in key]:
+    return joined(named)
+
+
+def joined(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`state` with each complete trio of `q_proj`, `k_proj` and `v_proj` as one `qkv_proj`."""
+    for query in [key for key in state if ".q_proj." in key]:
         keys = [query.replace(".q_proj.", f".{part}_proj.") for part in "qkv"]
-        if all(key in named for key in keys):
-            joint = torch.cat([named.pop(key) for key in keys])
-            named[query.replace(".q_proj.", ".qkv_proj.")] = joint
-    return named
+        if all(key in state for key in keys):
+            joint = torch.cat([state.pop(key) for key in keys])
+            state[query.replace(".q_proj.", ".qkv_proj.")] = joint
+    return state

@@ -17,6 +17,8 @@ OVERLAP = {
     **dict.fromkeys(("ETTh2", "ETTm1", "ETTm2"), "no"),
 }
 
+ORIGIN = "the release `ckpt` of github.com/mims-harvard/UniTS"
+
 
 def _shape(width: int, *, pretrain: bool) -> dict[str, Any]:
     return {
@@ -30,7 +32,9 @@ def _shape(width: int, *, pretrain: bool) -> dict[str, Any]:
     }
 
 
-def _published(config: dict[str, Any], num_parameters: int, note: str) -> Preset:
+def _published(
+    config: dict[str, Any], num_parameters: int, file: str = "", note: str = ""
+) -> Preset:
     return Preset(
         config=config,
         lookback=96,
@@ -39,7 +43,9 @@ def _published(config: dict[str, Any], num_parameters: int, note: str) -> Preset
         lr=1e-4,
         licence="MIT",
         overlap=OVERLAP,
-        note=f"{note}; overlap: the authors' multi_task_pretrain.yaml; not on the hub",
+        files=(file,) if file else (),
+        origin=ORIGIN if file else "",
+        note="overlap: the authors' multi_task_pretrain.yaml" + (f"; {note}" if note else ""),
     )
 
 
@@ -68,20 +74,16 @@ PRESETS = {
         licence="Apache-2.0",
         note="made here by `sffbench pretrain units:tiny` on synthetic series",
     ),
-    "x32": _published(
-        _shape(32, pretrain=True), 1_510_056, "units_x32_pretrain_checkpoint.pth, release `ckpt`"
-    ),
+    "x32": _published(_shape(32, pretrain=True), 1_510_056, "units_x32_pretrain_checkpoint.pth"),
     "x64": _published(
-        _shape(64, pretrain=True), 3_333_000, "no such file is named by the authors' scripts"
+        _shape(64, pretrain=True), 3_333_000, note="no file of it is named by the authors' scripts"
     ),
-    "x128": _published(
-        _shape(128, pretrain=True), 8_066_376, "units_x128_pretrain_checkpoint.pth, release `ckpt`"
-    ),
+    "x128": _published(_shape(128, pretrain=True), 8_066_376, "units_x128_pretrain_checkpoint.pth"),
     "x64-supervised": _published(
-        _shape(64, pretrain=False), 3_451_192, "units_x64_supervised_checkpoint.pth, release `ckpt`"
+        _shape(64, pretrain=False), 3_451_192, "units_x64_supervised_checkpoint.pth"
     ),
     "x128-prompt": _published(
-        _shape(128, pretrain=False), 8_245_560, "the prompt-tuned x128 that its recipe writes"
+        _shape(128, pretrain=False), 8_245_560, note="the prompt-tuned x128 that its recipe writes"
     ),
     "x64-zeroshot": Preset(
         config={**_shape(64, pretrain=True), "shared_tokens": True},

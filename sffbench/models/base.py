@@ -34,7 +34,10 @@ class Preset:
 
     `config` holds the structural fields of the published `config.json`; `lr` is the card's learning
     rate for full fine-tuning under the `standard` protocol; `overlap` maps a data set to "yes",
-    "no" or "unknown" with its source: was that data set in the pretraining corpus?
+    "no" or "unknown" with its source: was that data set in the pretraining corpus? `hub`,
+    `revision`, `subfolder` and `files` say what `fetch` brings: the repository, its branch, a
+    folder of it, and the files, by default the weights and `config.json`. `origin` is where weights
+    that are on no hub come from; their `files` are what their authors call them.
     """
 
     config: Mapping[str, Any]
@@ -45,6 +48,9 @@ class Preset:
     licence: str
     hub: str | None = None
     revision: str = "main"
+    subfolder: str = ""
+    files: tuple[str, ...] = ()
+    origin: str = ""
     overlap: Mapping[str, str] = field(default_factory=dict)
     note: str = ""
 
@@ -54,13 +60,14 @@ class LTSM(nn.Module):
 
     Class attributes: `name` (as in `load("name:preset")`), `presets`, `capabilities`,
     `head_prefixes` (of the parameter names that a linear probe trains), `options` (config fields
-    that `load` may override because they change no shape), and what sets a network apart:
+    that `load` may override because they change no shape), `prefixes` (that training wrappers put
+    before all names of a checkpoint), and what sets a network apart:
     `mixes_channels` (the variables of a window see each other), `random_loss` (each call draws
     anew), `unused` (patterns of parameter names that no forecast reads). Instances have `config`,
     `lookback` (context to cut windows with), `horizon` (native), `num_samples` (draws behind a
-    forecast where nobody says how many) and `new_head` (the checkpoint had no head for this
-    horizon: it is random, and there is no zero-shot). A family with several networks overrides
-    `variant`.
+    forecast where nobody says how many), `num_channels` (that a window must have; None: any) and
+    `new_head` (the checkpoint had no head for this horizon: it is random, and there is no
+    zero-shot). A family with several networks overrides `variant`.
     """
 
     name: ClassVar[str]
@@ -68,7 +75,8 @@ class LTSM(nn.Module):
     capabilities: ClassVar[frozenset[str]] = frozenset({"forecast", "zero-shot"})
     head_prefixes: ClassVar[tuple[str, ...]] = ()  # `head` itself is a module of several networks
     options: ClassVar[frozenset[str]] = frozenset()
-    mixes_channels: ClassVar[bool] = False
+    prefixes: ClassVar[tuple[str, ...]] = ("module.", "model.")
+    mixes_channels: bool = False  # some networks have it in their config
     random_loss: ClassVar[bool] = False
     unused: ClassVar[tuple[str, ...]] = ()
 
@@ -76,6 +84,7 @@ class LTSM(nn.Module):
     lookback: int
     horizon: int
     num_samples: int = 20
+    num_channels: int | None = None
     new_head: bool = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -100,6 +109,11 @@ class LTSM(nn.Module):
     def variant(cls, config: Mapping[str, Any]) -> type[LTSM]:
         """The class that builds `config`: `cls` unless the family has several networks."""
         return cls
+
+    @classmethod
+    def own_names(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+        """`config` with the fields of the presets, where it was published under other names."""
+        return dict(config)
 
     # -- what a subclass writes ------------------------------------------------------------------
 
@@ -160,6 +174,9 @@ class LTSM(nn.Module):
 
     def reset_buffers(self) -> None:
         """Fill the buffers that no checkpoint holds; called on the empty network."""
+
+    def at_frequency(self, frequency: str) -> None:
+        """Told before a run: the sampling step of its data, a pandas alias such as "15min"."""
 
     def accept(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A checkpoint's tensors as this network names and shapes them; called before loading."""

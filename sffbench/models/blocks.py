@@ -161,3 +161,18 @@ def quantile(values: Tensor, levels: Sequence[float], dim: int) -> Tensor:
     share = (places - lower).to(ordered).view(-1, *[1] * (ordered.ndim - 1))
     device = ordered.device
     return torch.lerp(ordered[lower.to(device)], ordered[upper.to(device)], share).movedim(0, dim)
+
+
+def at_levels(values: Tensor, known: Sequence[float], levels: Sequence[float], dim: int) -> Tensor:
+    """Quantiles at `levels` from those at the increasing levels `known`, which lie along `dim`.
+
+    On lines between neighbours; a level beyond the outermost takes the outermost.
+    """
+    own = torch.tensor(known, dtype=torch.float64)
+    wanted = torch.tensor(levels, dtype=torch.float64).clamp(own[0], own[-1])
+    upper = torch.searchsorted(own, wanted)
+    lower = (upper - 1).clamp_min(0)
+    share = (wanted - own[lower]) / (own[upper] - own[lower]).clamp_min(1e-12)
+    last = values.movedim(dim, -1)
+    low, high = (last[..., place.to(values.device)] for place in (lower, upper))
+    return torch.lerp(low, high, share.to(values)).movedim(-1, dim)

@@ -1,8 +1,8 @@
-"""Published checkpoint folders: find them, hash them, read them into a network.
+"""Published checkpoint folders: find them, hash them, fit them into a network.
 
-A folder holds `config.json` and `model.safetensors` (or its index with shards), as the authors
-publish it. Nothing here downloads, and nothing runs code from a checkpoint. Finding and hashing
-(`find`, `describe`) import no torch, so that a plan over many runs stays instant.
+A folder holds weights in one of the formats of `formats.py` and perhaps a `config.json`, as the
+authors publish it. Nothing here downloads, and nothing runs code from a checkpoint. Finding and
+hashing (`find`, `describe`) import no torch, so that a plan over many runs stays instant.
 """
 
 from __future__ import annotations
@@ -10,30 +10,40 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sffbench.errors import InputError
+from sffbench.models.formats import WEIGHTS, weight_files
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 PACKAGED = Path(__file__).parent / "weights"
-WEIGHTS = "model.safetensors"
 
 
 def cache_folder() -> Path:
     """Where `sffbench fetch` puts checkpoints: `$SFFBENCH_CACHE` or `~/.cache/sffbench`."""
-    return Path(os.environ.get("SFFBENCH_CACHE") or Path.home() / ".cache" / "sffbench")
+    given = os.environ.get("SFFBENCH_CACHE")
+    return Path(given).expanduser() if given else Path.home() / ".cache" / "sffbench"
+
+
+def leaf(name: str, preset: str) -> str:
+    """The folder name of a preset's weights, on every shelf and in the cache."""
+    return f"{name}-{preset}"
+
+
+def shelved(name: str, preset: str) -> Path | None:
+    """The folder of a preset's weights: in the package, `$SFFBENCH_CHECKPOINTS`, the cache."""
+    shelf = os.environ.get("SFFBENCH_CHECKPOINTS")
+    own = [Path(shelf).expanduser()] if shelf else []
+    places = [place / leaf(name, preset) for place in (PACKAGED, *own, cache_folder() / "models")]
+    return next((folder for folder in places if folder.is_dir()), None)
 
 
 def find(name: str, preset: str | None, source: str | os.PathLike[str] | None) -> Path:
-    """The folder to load: the first that exists, else `InputError`.
-
-    `source` if given; else `<name>-<preset>` in the package (`tiny`), in `$SFFBENCH_CHECKPOINTS` or
-    in the cache.
-    """
+    """The folder to load: `source` if given, else that of the preset, else `InputError`."""
     if source is not None:
         folder = Path(source).expanduser()
         if not folder.is_dir():
@@ -41,12 +51,8 @@ def find(name: str, preset: str | None, source: str | os.PathLike[str] | None) -
         return folder
     if preset is None:
         raise InputError(f"{name!r} needs a checkpoint folder or a preset, such as '{name}:tiny'")
-    leaf = f"{name}-{preset}"
-    shelf = os.environ.get("SFFBENCH_CHECKPOINTS")
-    own = [Path(shelf).expanduser() / leaf] if shelf else []
-    for folder in (PACKAGED / leaf, *own, cache_folder() / "models" / leaf):
-        if folder.is_dir():
-            return folder
+    if found := shelved(name, preset):
+        return found
     if preset == "tiny":
         raise InputError(
             f"no weights of {name}:tiny in this package yet: "
@@ -71,29 +77,22 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def weight_files(folder: Path, weights: str = WEIGHTS) -> list[Path]:
-    """The file named `weights`, or the shards that `<weights>.index.json` lists."""
-    path = folder / weights
-    if path.is_file():
-        return [path]
-    index = folder / f"{weights}.index.json"
-    if not index.is_file():
-        raise InputError(f"no {weights} in {str(folder)!r}")
-    shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    for shard in shards:
-        if Path(shard).name != shard or not (folder / shard).is_file():
-            raise InputError(f"{index.name} names {shard!r}, which is not in {str(folder)!r}")
-    return [folder / shard for shard in shards]
-
-
-def describe(folder: Path, config: Mapping[str, Any], weights: str = WEIGHTS) -> tuple[str, str]:
+def describe(
+    folder: Path,
+    config: Mapping[str, Any],
+    weights: str = WEIGHTS,
+    preferred: Callable[[], Iterable[str]] = tuple,
+) -> tuple[str, str]:
     """(config hash, weights hash): SHA-256 of canonical JSON and of the weight files' bytes."""
     canonical = json.dumps(config, sort_keys=True, separators=(",", ":"))
     digest = hashlib.sha256()
-    for path in weight_files(folder, weights):
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+    for path in weight_files(folder, weights, preferred):
+        try:
+            with path.open("rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+        except OSError as error:
+            raise InputError(f"{path.name} cannot be read: {error.strerror}") from None
     return hashlib.sha256(canonical.encode()).hexdigest(), digest.hexdigest()
 
 
@@ -115,20 +114,37 @@ def _agrees(expected: Any, given: Any) -> bool:
     return bool(expected == given)
 
 
-def read_state(folder: Path, weights: str = WEIGHTS) -> dict[str, Tensor]:
-    """All tensors of the weight files; a truncated or foreign file is an `InputError`."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+def unwrap(
+    state: Mapping[str, Tensor], own: Collection[str], prefixes: Iterable[str]
+) -> dict[str, Tensor]:
+    """The names without the prefixes that all of them share and that the network's `own` do not."""
+    state, prefixes = dict(state), tuple(prefixes)
+    while True:
+        shared = [prefix for prefix in prefixes if _all_start(state, prefix)]
+        if not shared or _all_start(own, shared[0]):
+            return state
+        state = {key.removeprefix(shared[0]): tensor for key, tensor in state.items()}
 
-    state: dict[str, Tensor] = {}
-    for path in weight_files(folder, weights):
-        if path.suffix != ".safetensors":
-            raise InputError(f"{path.name}: only .safetensors weights are read")
-        try:
-            state.update(load_file(path))
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"{path.name} is truncated or no safetensors file ({error})") from None
-    return state
+
+def _all_start(names: Collection[str], prefix: str) -> bool:
+    return bool(names) and all(name.startswith(prefix) for name in names)
+
+
+def merge(state: dict[str, Tensor], aliases: Mapping[str, str]) -> None:
+    """Rename in place what is stored as an alias {alias: name}; `InputError` where the two differ.
+
+    A checkpoint may hold a tensor under its name, under an alias or under several of them: one is
+    kept, and only if all of them are equal.
+    """
+    import torch
+
+    for alias, name in aliases.items():
+        if alias not in state:
+            continue
+        tensor = state.pop(alias)
+        kept = state.setdefault(name, tensor)
+        if kept.shape != tensor.shape or not torch.equal(kept.float(), tensor.float()):
+            raise InputError(f"{name} and {alias} should be one tensor, but their values differ")
 
 
 def assign(model: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -143,6 +159,11 @@ def assign(model: nn.Module, state: Mapping[str, Tensor]) -> None:
         f"{key} {tuple(state[key].shape)} instead of {tuple(tensor.shape)}"
         for key, tensor in own.items()
         if key in state and state[key].shape != tensor.shape
+    ]
+    misshaped += [
+        f"{key} of {str(state[key].dtype).removeprefix('torch.')}"
+        for key, tensor in own.items()
+        if key in state and state[key].is_floating_point() != tensor.is_floating_point()
     ]
     if misshaped:
         problems.append(f"mis-shaped {_few(misshaped)}")

@@ -3,7 +3,8 @@
 A window is scaled by its own mean and deviation, cut into patches of values and their mask, and
 encoded; the decoder reads it with a single token, from which every quantile of the whole block
 follows. State-dict names are those of `chronos-forecasting` (2.3.2), whose outputs
-`golden/chronos-bolt` records. Chronos-T5, the older network of the family, is in `_chronos_t5.py`.
+`golden/chronos-bolt` records. The family's other networks are in `_chronos_t5.py` (the older one)
+and `_chronos_2.py` (the newer one).
 Call: `sffbench.models.load("chronos", folder).quantiles(past, 64, [0.1, 0.9])`; read top to bottom.
 """
 
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sffbench.errors import InputError
-from sffbench.models import _t5
+from sffbench.models import _t5, checkpoint
 from sffbench.models._chronos_presets import PRESETS
 from sffbench.models.base import LTSM, InitName
 from sffbench.models.blocks import Dropout, call, quantile
@@ -73,11 +74,16 @@ class Chronos(LTSM):
 
     @classmethod
     def variant(cls, config: Mapping[str, Any]) -> type[LTSM]:
-        """Chronos-T5's settings name a tokeniser."""
-        if "tokenizer_class" in config.get("chronos_config", {}):
+        """Chronos-T5's settings name a tokeniser, those of Chronos-2 the patch of its output."""
+        settings = config.get("chronos_config") or {}
+        if "tokenizer_class" in settings:
             from sffbench.models._chronos_t5 import ChronosT5
 
             return ChronosT5
+        if "output_patch_size" in settings:
+            from sffbench.models._chronos_2 import Chronos2
+
+            return Chronos2
         return cls
 
     def __init__(
@@ -98,14 +104,10 @@ class Chronos(LTSM):
         self._build()
 
     def _settings(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """`chronos_config`; `InputError` names what it lacks, or asks for beyond this file."""
+        """`chronos_config`; `InputError` names what it lacks."""
         settings = dict(config.get("chronos_config") or {})
         if absent := [key for key in REQUIRED if key not in settings]:
             raise InputError(f"chronos: chronos_config lacks {', '.join(absent)}")
-        if "output_patch_size" in settings:
-            raise InputError(
-                "chronos: this is Chronos-2, supported are Chronos-Bolt and Chronos-T5"
-            )
         return settings
 
     def _build(self) -> None:
@@ -122,7 +124,7 @@ class Chronos(LTSM):
                 f"chronos: decoder_start_token_id={self.start!r} is not supported, "
                 f"allowed: 0{' or 1' if self.register else ''}"
             )
-        self.encoder = _t5.Encoder(self.t5)
+        self.encoder: nn.Module = _t5.Encoder(self.t5)
         self.decoder = _t5.Decoder(self.t5)
         out = len(self.levels) * self.block
         self.input_patch_embedding = ResidualBlock(2 * self.patch, width, self.t5)
@@ -266,10 +268,7 @@ class Chronos(LTSM):
     def accept(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The shared embedding may be stored once, or again under each name that it is tied to."""
         state = dict(state)
-        for copy in self.tied:
-            given = state.pop(copy, None)
-            if given is not None and not torch.equal(state.setdefault(EMBEDDING, given), given):
-                raise InputError(f"chronos: {copy} differs from {EMBEDDING}, which it is tied to")
+        checkpoint.merge(state, dict.fromkeys(self.tied, EMBEDDING))
         return state if HEAD in self.tied else {k: v for k, v in state.items() if k != HEAD}
 
     def initial(self, init: InitName = "usable") -> dict[str, Init]:

@@ -3,7 +3,8 @@
 Patches of context and horizon of all variables stand in one sequence; those of the horizon are one
 learned vector, and every token sees every other. Each value of the horizon gets a mixture of four
 laws (`_moirai_distribution.py`). One network serves five patch sizes, each with projections of its
-own. State-dict names are those of `uni2ts` (2.0.0), whose outputs `golden/moirai` records.
+own. State-dict names are those of `uni2ts` (2.0.0), whose outputs `golden/moirai` records. The
+family's second network, MOIRAI 2, is in `_moirai_2.py`.
 Call: `sffbench.models.load("moirai", folder, patch_size=64).forecast(past, 96)`.
 """
 
@@ -75,6 +76,24 @@ PRESETS = {
     "1.1-small": _published("small", 384, 6, 13_827_528),
     "1.1-base": _published("base", 768, 12, 91_357_728),
     "1.1-large": _published("large", 1024, 24, 310_970_624),
+    "2.0-small": Preset(
+        config={
+            "d_model": 384,
+            "d_ff": 1024,
+            "num_layers": 6,
+            "patch_size": 16,
+            "max_seq_len": 512,
+            "num_predict_token": 4,
+        },
+        lookback=1680,
+        horizon=64,
+        num_parameters=11_387_208,
+        lr=1e-5,
+        licence="CC-BY-NC-4.0 (weights, non-commercial); Apache-2.0 (code)",
+        hub="Salesforce/moirai-2.0-R-small",
+        note="any context, 1680 is that of the authors' example; 64 steps at once, more by "
+        "recursion; lr: ours, the authors publish no fine-tuning of it",
+    ),
 }
 
 
@@ -127,13 +146,8 @@ def _complete(config: Mapping[str, Any]) -> dict[str, Any]:
     if absent := [key for key in REQUIRED if key not in config]:
         raise InputError(f"moirai: config.json lacks {', '.join(absent)}")
     full = {"attn_dropout_p": 0.0, "dropout_p": 0.0, "scaling": True, **config}
-    width, sizes = full["d_model"], [int(size) for size in full["patch_sizes"]]
-    full["num_heads"] = full.get("num_heads") or width // HEAD_WIDTH
-    if full["num_heads"] < 1 or width % full["num_heads"] or width // full["num_heads"] % 4:
-        raise InputError(
-            f"moirai: d_model={width} must be a multiple of {HEAD_WIDTH}, or num_heads given with "
-            "heads of a multiple of 4"
-        )
+    full["num_heads"] = num_heads(full)
+    sizes = [int(size) for size in full["patch_sizes"]]
     if not sizes or min(sizes) < 1:
         raise InputError(f"moirai: patch_sizes={sizes} must be a list of numbers >= 1")
     full["patch_sizes"] = sizes
@@ -141,6 +155,18 @@ def _complete(config: Mapping[str, Any]) -> dict[str, Any]:
     if patch != "auto" and patch not in sizes:
         raise InputError(f"moirai: patch_size={patch!r} is not one of {sizes}, nor 'auto'")
     return full
+
+
+def num_heads(config: Mapping[str, Any]) -> int:
+    """Given or d_model // 64; `InputError` where the width cannot be cut so."""
+    width = config["d_model"]
+    heads = int(config.get("num_heads") or width // HEAD_WIDTH)
+    if heads < 1 or width % heads or width // heads % 4:
+        raise InputError(
+            f"moirai: d_model={width} must be a multiple of {HEAD_WIDTH}, or num_heads given with "
+            "heads of a multiple of 4"
+        )
+    return heads
 
 
 class Moirai(LTSM):
@@ -169,6 +195,15 @@ class Moirai(LTSM):
     mixes_channels = True
     num_samples = 100
 
+    @classmethod
+    def variant(cls, config: Mapping[str, Any]) -> type[LTSM]:
+        """MOIRAI 2 has one patch size, where 1.x lists several."""
+        if "patch_size" in config and "patch_sizes" not in config:
+            from sffbench.models._moirai_2 import Moirai2
+
+            return Moirai2
+        return cls
+
     def __init__(
         self,
         config: Mapping[str, Any],
@@ -181,7 +216,7 @@ class Moirai(LTSM):
         self.sizes: list[int] = config["patch_sizes"]
         self.lookback, self.horizon = lookback or 1024, horizon or 96
         self.mask_encoding = nn.Embedding(1, config["d_model"])
-        self.in_proj = InProjection(self.sizes, config["d_model"])
+        self.in_proj: nn.Module = InProjection(self.sizes, config["d_model"])
         self.encoder = Encoder(config)
         self.param_proj = ParamProjection(config)
 

@@ -46,6 +46,9 @@ def _shape(token: int, width: int, inner: int, heads: int, layers: int) -> dict[
     }
 
 
+ORIGIN_LEGACY = "the cloud folders that github.com/thuml/Large-Time-Series-Model links to"
+
+
 def _shape_legacy(patch: int, width: int, inner: int, layers: int) -> dict[str, Any]:
     return {
         "patch_len": patch,
@@ -83,7 +86,9 @@ PRESETS = {
         num_parameters=67_397_728,
         lr=1e-4,
         licence="MIT (code); none stated for the weights",
-        note="Timer_forecast_1.0.ckpt, the one that SFF fine-tuned; not on the hub",
+        files=("Timer_forecast_1.0.ckpt",),
+        origin=ORIGIN_LEGACY,
+        note="the one that SFF fine-tuned",
     ),
     "1.0-imputation": Preset(
         config=_shape_legacy(patch=24, width=256, inner=512, layers=4),
@@ -92,7 +97,8 @@ PRESETS = {
         num_parameters=2_121_240,
         lr=1e-4,
         licence="MIT (code); none stated for the weights",
-        note="Timer_imputation_1.0.ckpt; not on the hub",
+        files=("Timer_imputation_1.0.ckpt",),
+        origin=ORIGIN_LEGACY,
     ),
     "1.0-anomaly": Preset(
         config=_shape_legacy(patch=96, width=256, inner=512, layers=4),
@@ -101,7 +107,8 @@ PRESETS = {
         num_parameters=2_158_176,
         lr=1e-4,
         licence="MIT (code); none stated for the weights",
-        note="Timer_anomaly_detection_1.0.ckpt; not on the hub",
+        files=("Timer_anomaly_detection_1.0.ckpt",),
+        origin=ORIGIN_LEGACY,
     ),
 }
 

@@ -3,8 +3,8 @@
 Patches of P values and their padding bits, causal attention without rotary positions, and a head
 that gives the next O values after each patch: their mean and their quantiles. 2.0 knows no
 positions at all, 1.0 adds sinusoids. State-dict names are those of `timesfm` 1.3.0, whose outputs
-`golden/timesfm-2.0` records. Call: `sffbench.models.load("timesfm", folder).forecast(past, 128)`;
-read top to bottom.
+`golden/timesfm-2.0` records. TimesFM 2.5, another network, is in `_timesfm_25.py`. Call:
+`sffbench.models.load("timesfm", folder).forecast(past, 128)`; read top to bottom.
 """
 
 from __future__ import annotations
@@ -17,8 +17,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sffbench.models._timesfm_inputs import complete, interpolated, official_names, statistics
-from sffbench.models.base import LTSM, InitName, Preset
+from sffbench.models._timesfm_25_inputs import is_25
+from sffbench.models._timesfm_inputs import (
+    complete,
+    interpolated,
+    official_names,
+    own_names,
+    statistics,
+)
+from sffbench.models._timesfm_presets import PRESETS
+from sffbench.models.base import LTSM, InitName
 from sffbench.models.blocks import call, causal_attention, masked_mean
 
 if TYPE_CHECKING:
@@ -26,53 +34,6 @@ if TYPE_CHECKING:
 
 LOG2_E = 1.442695041  # 1 / softplus(0), in the authors' digits
 BLOCKED = -0.7 * torch.finfo(torch.float32).max  # the authors' score of a pair that is not seen
-
-
-def _shape(
-    context: int, patch: int, block: int, width: int, heads: int, layers: int, positions: bool
-) -> dict[str, Any]:
-    return {
-        "context_len": context,
-        "input_patch_len": patch,
-        "output_patch_len": block,
-        "num_layers": layers,
-        "num_heads": heads,
-        "model_dims": width,
-        "use_positional_embedding": positions,
-    }
-
-
-PRESETS = {
-    "tiny": Preset(
-        config=_shape(512, patch=32, block=96, width=64, heads=4, layers=4, positions=False),
-        lookback=512,
-        horizon=96,
-        num_parameters=242_304,
-        lr=1e-3,
-        licence="Apache-2.0",
-        note="made here by `sffbench pretrain timesfm:tiny` on synthetic series",
-    ),
-    "2.0-500m": Preset(
-        config=_shape(2048, patch=32, block=128, width=1280, heads=16, layers=50, positions=False),
-        lookback=2048,
-        horizon=128,
-        num_parameters=498_828_960,
-        lr=1e-4,
-        licence="Apache-2.0",
-        hub="google/timesfm-2.0-500m-pytorch",
-        note="the one that SFF fine-tuned; torch_model.ckpt",
-    ),
-    "1.0-200m": Preset(
-        config=_shape(512, patch=32, block=128, width=1280, heads=16, layers=20, positions=True),
-        lookback=512,
-        horizon=128,
-        num_parameters=203_568_960,
-        lr=1e-4,
-        licence="Apache-2.0",
-        hub="google/timesfm-1.0-200m-pytorch",
-        note="torch_model.ckpt",
-    ),
-}
 
 
 class ResidualBlock(nn.Module):
@@ -182,6 +143,20 @@ class TimesFM(LTSM):
     capabilities = frozenset({"forecast", "zero-shot", "probabilistic"})
     head_prefixes = ("horizon_ff_layer.",)
     options = frozenset({"freq", "point_forecast_mode", "use_quantile_loss"})
+
+    @classmethod
+    def variant(cls, config: Mapping[str, Any]) -> type[LTSM]:
+        """2.5 has a second head, for quantiles alone."""
+        if is_25(config):
+            from sffbench.models._timesfm_25 import TimesFM25
+
+            return TimesFM25
+        return cls
+
+    @classmethod
+    def own_names(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields of the `transformers` port become the authors'."""
+        return own_names(config)
 
     def __init__(
         self,

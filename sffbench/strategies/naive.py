@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
+from pydantic import PositiveInt
+
 from sffbench.strategies.base import Strategy
 
 if TYPE_CHECKING:
@@ -25,6 +27,25 @@ class LastValue(Strategy):
     def lookback(self, season: int) -> int:
         """One step is all it needs."""
         return 1
+
+
+class WindowMean(Strategy):
+    """x_hat[t + h] = mean(x[t - m + 1], ..., x[t]), m = `window`: what knows only the level."""
+
+    name: ClassVar[str] = "window-mean"
+    trains: ClassVar[bool] = False
+    seeded: ClassVar[bool] = False
+    needs_model: ClassVar[bool] = False
+
+    window: PositiveInt = 512
+
+    def forecast(self, past: Tensor, horizon: int) -> Tensor:
+        """Repeat the mean of the whole lookback: [B, C, m] -> [B, C, H]."""
+        return past.mean(-1, keepdim=True).expand(*past.shape[:-1], horizon)
+
+    def lookback(self, season: int) -> int:
+        """As many steps as are averaged."""
+        return self.window
 
 
 class SeasonalNaive(Strategy):

@@ -235,7 +235,7 @@ def test_other_shapes_of_the_network_forecast_and_train(shape):
     ("config", "message"),
     [
         ({}, "chronos_config lacks context_length, input_patch_size"),
-        ({"output_patch_size": 16}, "this is Chronos-2"),
+        ({"output_patch_size": 16}, "chronos_config lacks max_output_patches"),
         ({"tokenizer_class": "Words"}, "tokenizer_class='Words' is not supported"),
     ],
 )

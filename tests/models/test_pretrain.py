@@ -74,6 +74,18 @@ def test_run_writes_the_folder_it_returns(tmp_path, monkeypatch):
     assert json.loads((folder / "card.json").read_text())["steps"] == 2
 
 
+def test_run_repeats_the_packaged_card_except_for_what_is_given(tmp_path, monkeypatch):
+    monkeypatch.setattr("sffbench.models.checkpoint.PACKAGED", tmp_path)
+    monkeypatch.setattr("sffbench.data.synthetic.kernel_synth", few_series)
+    first = pretrain("ttm:tiny", tmp_path / "ttm-tiny", seed=3, **SMALL)
+    weights = (tmp_path / "ttm-tiny" / "model.safetensors").read_bytes()
+    again = run("ttm:tiny", tmp_path / "again")
+    assert json.loads((again / "card.json").read_text()) == first
+    assert (again / "model.safetensors").read_bytes() == weights
+    card = json.loads((run("ttm:tiny", tmp_path / "other", steps=2) / "card.json").read_text())
+    assert card == first | {"steps": 2, "train_loss": card["train_loss"]}
+
+
 def few_series(num_series: int, length: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(4, length)).astype(np.float32)
 

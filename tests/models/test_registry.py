@@ -22,16 +22,21 @@ PRESETS = [f"{name}:{preset}" for name in models.names() for preset in models.ge
 TINY = [f"{name}:tiny" for name in models.names()]
 PACKAGED = [name for name in TINY if (checkpoint.PACKAGED / name.replace(":", "-")).is_dir()]
 FOLDERS = [
+    ("chronos", "chronos-2"),
     ("chronos", "chronos-bolt"),
     ("chronos", "chronos-t5"),
     ("moirai", "moirai"),
+    ("moirai", "moirai2"),
     ("moment", "moment"),
     ("sundial", "sundial"),
     ("timer", "timer"),
     ("timer", "timer_legacy"),
     ("timesfm", "timesfm-1.0"),
     ("timesfm", "timesfm-2.0"),
+    ("timesfm", "timesfm-2.5"),
     ("ttm", "ttm"),
+    ("ttm", "ttm-freq"),
+    ("ttm", "ttm-mix"),
     ("units", "units"),
     ("units", "units_pretrain"),
     ("units", "units_zeroshot"),
@@ -79,7 +84,7 @@ def published(folder: str) -> dict[str, dict[str, object]]:
 BOLT = ["tiny", "mini", "small", "base"]
 PUBLISHED = {
     **{
-        f"ttm:{model}-{size}": ("ttm", f"ttm-{model}@{branch}")
+        f"ttm:{model}-{size}": ("ttm", f"ttm-{model}{'-freq' * (model == 'research-r2')}@{branch}")
         for model, size, branch in [
             ("r1", "512-96", "main(512-96)"),
             ("r1", "1024-96", "1024_96_v1"),
@@ -87,6 +92,10 @@ PUBLISHED = {
                 ("r2", f"{lookback}-{horizon}", f"{lookback}-{horizon}-r2")
                 for lookback in (512, 1024, 1536)
                 for horizon in (96, 192, 336, 720)
+            ),
+            *(
+                ("research-r2", f"{lookback}-96", f"{lookback}-96")
+                for lookback in (512, 1024, 1536)
             ),
         ]
     },
@@ -99,6 +108,7 @@ PUBLISHED = {
         for family, sizes in (("bolt", BOLT), ("t5", [*BOLT, "large"]))
         for size in sizes
     },
+    "chronos:2": ("chronos-2", "amazon/chronos-2"),
     **{
         f"moment:{size}": ("moment", f"AutonLab/MOMENT-1-{size}")
         for size in ("small", "base", "large")
@@ -107,11 +117,13 @@ PUBLISHED = {
         f"timesfm:{size}": ("timesfm-2.0", f"google/timesfm-{size}-pytorch")
         for size in ("1.0-200m", "2.0-500m")
     },
+    "timesfm:2.5-200m": ("timesfm-2.5", "google/timesfm-2.5-200m-pytorch"),
     "sundial:base-128m": ("sundial", "thuml/sundial-base-128m"),
     **{
         f"moirai:1.1-{size}": ("moirai", f"Salesforce/moirai-1.1-R-{size}")
         for size in ("small", "base", "large")
     },
+    "moirai:2.0-small": ("moirai2", "Salesforce/moirai-2.0-R-small"),
     "units:x32": ("units", "UniTS_pretrain_x32"),
     "units:x64": ("units", "UniTS_pretrain_x64"),
     "units:x128": ("units", "UniTS_pretrain_x128 (pretrain_checkpoint.pth)"),
@@ -263,8 +275,6 @@ def test_a_folder_of_weights_alone_has_the_config_of_the_named_preset(tmp_path):
     ).encode()
     digests = tuple(hashlib.sha256(part).hexdigest() for part in (canonical, weights))
     assert models.describe("ttm:tiny", tmp_path) == digests
-    with pytest.raises(InputError, match=r"no config\.json"):
-        models.load("ttm", tmp_path)
 
 
 def test_fetched_weights_are_found_in_the_cache_folder(tmp_path, monkeypatch):
@@ -324,7 +334,7 @@ def test_truncated_and_foreign_weights_are_one_line(tmp_path):
     whole = path.read_bytes()
     for content in (whole[:-100], whole[:20], b"", b"PK\x03\x04 a zip archive, say"):
         path.write_bytes(content)
-        with pytest.raises(InputError, match="truncated or no safetensors") as caught:
+        with pytest.raises(InputError, match="truncated or no ") as caught:
             models.load("ttm", tmp_path)
         assert "\n" not in str(caught.value)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -250,10 +251,10 @@ def test_heads_that_share_keys_and_values_are_heads_with_equal_ones(golden):
     torch.testing.assert_close(shared.forecast(past, 16), split.forecast(past, 16))
 
 
-def test_a_checkpoint_of_the_transformers_port_is_read_like_the_authors_own(golden, tmp_path):
-    gold = golden("timesfm-2.0")
+def ported(gold, folder):
+    """The golden folder as the `transformers` port publishes it; its config and its tensors."""
     config = json.loads((gold.folder / "config.json").read_text())
-    ported = {
+    flat = {
         "patch_length": config["input_patch_len"],
         "horizon_length": config["output_patch_len"],
         "context_length": config["context_len"],
@@ -263,7 +264,7 @@ def test_a_checkpoint_of_the_transformers_port_is_read_like_the_authors_own(gold
         "attention_dropout": 0.0,
     }
     same = ("use_positional_embedding", "intermediate_size", "head_dim", "quantiles")
-    ported |= {key: config[key] for key in same}
+    flat |= {key: config[key] for key in same}
     state = {}
     for key, tensor in load_file(gold.folder / "model.safetensors").items():
         name = key.replace(".hidden_layer.0.", ".input_layer.")
@@ -274,8 +275,14 @@ def test_a_checkpoint_of_the_transformers_port_is_read_like_the_authors_own(gold
             state |= {name.replace("qkv_", f"{part}_"): rows.clone() for part, rows in parts}
         else:
             state[name] = tensor
-    (tmp_path / "config.json").write_text(json.dumps(ported))
-    save_file(state, tmp_path / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(flat))
+    save_file(state, folder / "model.safetensors")
+    return flat, state
+
+
+def test_a_checkpoint_of_the_transformers_port_is_read_like_the_authors_own(golden, tmp_path):
+    gold = golden("timesfm-2.0")
+    _, state = ported(gold, tmp_path)
     past = torch.randn(2, 1, 64)
     model = models.load("timesfm", tmp_path)
     assert torch.equal(model.forecast(past, 20), load(gold).forecast(past, 20))
@@ -283,6 +290,21 @@ def test_a_checkpoint_of_the_transformers_port_is_read_like_the_authors_own(gold
     save_file(state, tmp_path / "model.safetensors")
     with pytest.raises(InputError, match=r"missing stacked_transformer.layers.1.self_attn.qkv"):
         models.load("timesfm", tmp_path)
+
+
+def test_the_config_of_the_port_agrees_with_a_preset_or_is_refused(golden, tmp_path, monkeypatch):
+    gold = golden("timesfm-2.0")
+    flat, _ = ported(gold, tmp_path)
+    published = models.preset("timesfm:2.0-500m")
+    config = json.loads((gold.folder / "config.json").read_text())
+    small = dataclasses.replace(published, config={key: config[key] for key in published.config})
+    monkeypatch.setitem(models.get("timesfm").presets, "2.0-500m", small)
+    past = torch.randn(2, 1, 64)
+    model = models.load("timesfm:2.0-500m", tmp_path)
+    assert torch.equal(model.forecast(past, 20), load(gold).forecast(past, 20))
+    (tmp_path / "config.json").write_text(json.dumps(flat | {"patch_length": 16}))
+    with pytest.raises(InputError, match=r"no timesfm:2.0-500m: input_patch_len is 16, not 8$"):
+        models.load("timesfm:2.0-500m", tmp_path)
 
 
 @pytest.mark.parametrize("init", ["usable", "published"])

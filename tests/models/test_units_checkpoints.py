@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -138,6 +139,65 @@ def test_initial_is_the_authors_random_start():
                 assert values.std().item() == spread, name
     assert list(model.initial()) == [name for name, _ in model.named_parameters()]
     assert model.initial("published") == model.initial("usable")
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"e_layers": 1, "n_heads": 4, "d_model": 32},
+        {"d_model": 48, "n_heads": 6, "prompt_num": 4},
+        {"d_model": 16, "patch_len": 8, "stride": 8, "pretrain": False},
+    ],
+)
+def test_shared_prompts_survive_a_round_trip_and_serve_any_number_of_channels(tmp_path, shape):
+    model = models.create("units:x64-zeroshot", seed=3, **shape)
+    (tmp_path / "config.json").write_text(json.dumps(model.config | {"shared_tokens": False}))
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    again = models.load("units", tmp_path)  # the keys decide, whatever the config says
+    assert again.state_dict().keys() == model.state_dict().keys()
+    for num_channels in (1, 2, 5):
+        past = torch.randn(2, num_channels, 100)
+        assert torch.equal(again.forecast(past, 96), model.forecast(past, 96))
+
+
+def test_shared_prompts_are_prompts_of_a_data_set_that_all_channels_share(golden, tmp_path):
+    folder, past = golden("units_zeroshot").folder, golden("units").by_channel("input")
+
+    def spread(state):
+        for key in ("prompt_token", "mask_token"):
+            state[f"{key}s.A"] = state.pop(key).repeat(1, 3, 1, 1)
+        del state["cls_token"]
+
+    shared = models.load("units", folder).forecast(past, 18)
+    own = models.load("units", changed(folder, tmp_path, spread)).forecast(past, 18)
+    torch.testing.assert_close(own, shared)
+
+
+@pytest.mark.parametrize("token", ["mask_token", "cls_token"])
+def test_a_missing_shared_token_is_named(golden, tmp_path, token):
+    folder = golden("units_zeroshot").folder
+    with pytest.raises(InputError, match=f"missing {token}"):
+        models.load("units", changed(folder, tmp_path, lambda state: state.pop(token)))
+
+
+def test_initial_of_shared_tokens_is_that_of_the_authors():
+    model = models.create("units:x64-zeroshot", seed=0)
+    table = model.initial()
+    assert list(table) == [name for name, _ in model.named_parameters()]
+    assert not model.mask_token.any()
+    for name in ("prompt_token", "cls_token"):
+        assert (table[name].kind, table[name].a, table[name].b) == ("normal", 0.0, 0.02)
+    spread = model.prompt_token.std().item()
+    assert spread == pytest.approx(0.02, abs=5 * 0.02 / (2 * model.prompt_token.numel()) ** 0.5)
+
+
+def test_the_loss_reaches_shared_tokens_and_all_but_the_idle_parameters():
+    model = models.create("units:x64-zeroshot", seed=0, d_model=16, e_layers=1, pretrain=False)
+    model.loss(torch.randn(2, 3, 96), torch.randn(2, 3, 96)).backward()
+    reached = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert {"prompt_token", "mask_token"} <= reached
+    idle = {name for name, _ in model.named_parameters()} - reached
+    assert all(any(fnmatch(name, pattern) for pattern in model.unused) for name in idle)
 
 
 def fan_in(model, name):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from sffbench import strategies
-from sffbench.strategies.naive import LastValue, SeasonalNaive
+from sffbench.strategies.naive import LastValue, SeasonalNaive, WindowMean
 
 
 def test_last_value_repeats_the_last_value() -> None:
@@ -14,6 +14,15 @@ def test_last_value_repeats_the_last_value() -> None:
     assert forecast.shape == (2, 3, 4)
     for step in range(4):
         assert torch.equal(forecast[..., step], past[..., -1])
+
+
+def test_window_mean_repeats_the_mean_of_its_window() -> None:
+    past = torch.randn(2, 3, 7, generator=torch.Generator().manual_seed(0))
+    forecast = WindowMean(window=7).forecast(past, 4)
+    expected = past.double().sum(-1) / 7
+    for step in range(4):
+        torch.testing.assert_close(forecast[..., step].double(), expected)
+    assert WindowMean(window=7).lookback(24) == 7
 
 
 @pytest.mark.parametrize("season", [1, 3, 5])
@@ -28,7 +37,7 @@ def test_seasonal_naive_looks_back_whole_seasons(season: int, horizon: int) -> N
 
 
 def test_naive_rows_need_no_model_no_training_and_no_seed() -> None:
-    for name, lookback in (("last-value", 1), ("seasonal-naive", 24)):
+    for name, lookback in (("last-value", 1), ("window-mean", 512), ("seasonal-naive", 24)):
         cls = strategies.strategy_class(name)
         assert (cls.needs_model, cls.trains, cls.seeded) == (False, False, False)
         assert cls().lookback(24) == lookback  # type: ignore[attr-defined]

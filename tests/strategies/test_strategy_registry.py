@@ -21,6 +21,7 @@ BUILT_IN = {
     "sff",
     "last-value",
     "seasonal-naive",
+    "window-mean",
 }
 
 PLUGIN = """

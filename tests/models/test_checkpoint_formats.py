@@ -1,0 +1,500 @@
+"""Every format that weights are published in loads as the same network; what is none is refused."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sffbench import models
+from sffbench.errors import InputError
+from sffbench.models import formats
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+State = dict[str, Tensor]
+
+FAMILIES = {
+    "chronos-bolt": "chronos",
+    "chronos-t5": "chronos",
+    "moirai": "moirai",
+    "moment": "moment",
+    "sundial": "sundial",
+    "timer": "timer",
+    "timer_legacy": "timer",
+    "timesfm-2.0": "timesfm",
+    "ttm": "ttm",
+    "units_pretrain": "units",
+}
+
+
+def prefixed(state: State, prefix: str) -> State:
+    return {prefix + key: tensor for key, tensor in state.items()}
+
+
+def shards(folder: Path, state: State, name: str, save: Callable[[State, Path], object]) -> None:
+    """Two shards and their index, named as `transformers` does."""
+    stem, suffix = name.rsplit(".", 1)
+    keys = list(state)
+    parts = {f"{stem}-0000{i + 1}-of-00002.{suffix}": keys[i::2] for i in range(2)}
+    for file, names in parts.items():
+        save({key: state[key] for key in names}, folder / file)
+    index = {"metadata": {}, "weight_map": {key: file for file in parts for key in parts[file]}}
+    (folder / f"{name}.index.json").write_text(json.dumps(index))
+
+
+def lightning(state: State, prefix: str) -> dict[str, Any]:
+    """What Lightning's trainer saves: more than weights."""
+    return {
+        "epoch": 3,
+        "global_step": 100,
+        "pytorch-lightning_version": "2.1.0",
+        "state_dict": prefixed(state, prefix),
+        "optimizer_states": [{"state": {0: {"exp_avg": torch.zeros(2)}}}],
+        "hyper_parameters": {"lr": 1e-3, "patch_len": 8},
+    }
+
+
+def pretraining(state: State) -> dict[str, Any]:
+    """What UniTS' pre-training saves, its arguments included."""
+    return {
+        "student": prefixed(state, "module."),
+        "optimizer": {"state": {}, "param_groups": []},
+        "epoch": 4,
+        "args": argparse.Namespace(d_model=16, is_training=1),
+    }
+
+
+FORMATS: dict[str, Callable[[Path, State], object]] = {
+    "model.safetensors": lambda f, s: save_file(s, f / "model.safetensors"),
+    "sharded safetensors": lambda f, s: shards(f, s, "model.safetensors", save_file),
+    "pytorch_model.bin": lambda f, s: torch.save(s, f / "pytorch_model.bin"),
+    "sharded pytorch_model.bin": lambda f, s: shards(f, s, "pytorch_model.bin", torch.save),
+    "torch_model.ckpt": lambda f, s: torch.save(s, f / "torch_model.ckpt"),
+    "a pickle of old": lambda f, s: torch.save(
+        s, f / "old.pth", _use_new_zipfile_serialization=False
+    ),
+    "Lightning, module.": lambda f, s: torch.save(lightning(s, "module."), f / "last.ckpt"),
+    "Lightning, model.": lambda f, s: torch.save(lightning(s, "model."), f / "last.ckpt"),
+    "DDP": lambda f, s: torch.save(prefixed(s, "module."), f / "checkpoint.pth"),
+    "DDP inside Lightning": lambda f, s: torch.save(lightning(s, "model.module."), f / "last.ckpt"),
+    "student": lambda f, s: torch.save(pretraining(s), f / "pretrain_checkpoint.pth"),
+    "model_state_dict": lambda f, s: torch.save({"model_state_dict": s}, f / "best.pt"),
+    "parameters": lambda f, s: torch.save(
+        {k: torch.nn.Parameter(v) for k, v in s.items()}, f / "best.pt"
+    ),
+}
+
+
+def start(golden: str, target: Path) -> State:
+    """The config of a golden folder alone, and its tensors."""
+    shutil.copy(GOLDEN / golden / "config.json", target / "config.json")
+    return load_file(GOLDEN / golden / "model.safetensors")
+
+
+def refused(name: str, source: Path, **options: Any) -> str:
+    """The line that `load` refuses with."""
+    with pytest.raises(InputError) as caught:
+        models.load(name, source, **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert len(message) < 500
+    return message
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("golden", FAMILIES)
+def test_each_format_gives_each_network_its_weights(golden: str, format: str, tmp_path: Path):
+    state = start(golden, tmp_path)
+    FORMATS[format](tmp_path, state)
+    loaded = models.load(FAMILIES[golden], tmp_path).state_dict()
+    assert loaded.keys() == state.keys()
+    assert all(torch.equal(loaded[key], state[key]) for key in state)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_the_weights_hash_is_that_of_the_bytes_of_the_files(format: str, tmp_path: Path):
+    FORMATS[format](tmp_path, start("timer", tmp_path))
+    files = sorted(path for path in tmp_path.iterdir() if path.suffix != ".json")
+    whole = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+    assert models.describe("timer", tmp_path)[1] == whole
+
+
+def test_half_precision_in_a_pickle_becomes_float32(tmp_path: Path):
+    state = start("timer", tmp_path)
+    torch.save({k: v.bfloat16() for k, v in state.items()}, tmp_path / "pytorch_model.bin")
+    loaded = models.load("timer", tmp_path).state_dict()
+    assert {tensor.dtype for tensor in loaded.values()} == {torch.float32}
+    assert all(torch.equal(loaded[key], state[key].bfloat16().float()) for key in state)
+
+
+# -- which file of a folder ----------------------------------------------------------------------
+
+
+def test_the_first_known_name_is_read_and_any_other_when_it_is_named(tmp_path: Path):
+    state = start("timer", tmp_path)
+    order = ["odd.pth", "torch_model.ckpt", "pytorch_model.bin", "model.safetensors"]
+    for value, name in enumerate(order):
+        marked = state | {"model.norm.bias": torch.full((32,), float(value))}
+        save = save_file if name.endswith("safetensors") else torch.save
+        save(marked, tmp_path / name)
+        assert models.load("timer", tmp_path).model.norm.bias[0] == value, name
+    for value, name in enumerate(order[:-1]):
+        assert models.load("timer", tmp_path, weights=name).model.norm.bias[0] == value
+        assert models.load("timer", tmp_path / name).model.norm.bias[0] == value
+
+
+def test_several_files_of_unknown_names_are_a_question_not_a_guess(tmp_path: Path):
+    state = start("timer_legacy", tmp_path)
+    for name in ("Timer_forecast_1.0.ckpt", "Timer_imputation_1.0.ckpt"):
+        torch.save(lightning(state, "model."), tmp_path / name)
+    message = refused("timer", tmp_path)
+    assert "Timer_forecast_1.0.ckpt, Timer_imputation_1.0.ckpt" in message
+    assert "say which one with `weights`" in message
+    models.load("timer", tmp_path, weights="Timer_imputation_1.0.ckpt")
+
+
+def test_a_preset_knows_its_file_among_several(tmp_path: Path):
+    for name in ("Timer_forecast_1.0.ckpt", "Timer_imputation_1.0.ckpt", "other.pth"):
+        size = "1.0-imputation" if "imputation" in name else "tiny"
+        model = models.create(f"timer:{size}", seed=1)
+        torch.save(lightning(model.state_dict(), "model."), tmp_path / name)
+    loaded = models.load("timer:1.0-imputation", tmp_path)
+    assert loaded.config["patch_len"] == 24
+    whole = (tmp_path / "Timer_imputation_1.0.ckpt").read_bytes()
+    described = models.describe("timer:1.0-imputation", tmp_path)
+    assert described[1] == hashlib.sha256(whole).hexdigest()
+
+
+def test_weights_without_a_config_tell_which_preset_they_are(tmp_path: Path):
+    model = models.create("timer:1.0-imputation", seed=3)
+    torch.save(lightning(model.state_dict(), "model."), tmp_path / "some.ckpt")
+    loaded = models.load("timer", tmp_path)
+    assert loaded.config == model.config
+    assert loaded.lookback == models.preset("timer:1.0-imputation").lookback
+    assert models.describe("timer", tmp_path) == models.describe("timer:1.0-imputation", tmp_path)
+    assert "its weights are no preset of ttm" in refused("ttm", tmp_path)
+    save_file({"a": torch.ones(2)}, tmp_path / "model.safetensors")
+    assert "its weights are no preset of timer" in refused("timer", tmp_path)
+
+
+def test_weights_of_several_presets_without_a_config_ask_for_a_name(tmp_path: Path):
+    state = models.create("ttm:r2-512-96").state_dict()
+    save_file(state, tmp_path / "model.safetensors")
+    message = refused("ttm", tmp_path)
+    assert "ttm:r1-512-96 or ttm:r2-512-96" in message
+    assert models.load("ttm:r1-512-96", tmp_path).horizon == 96
+
+
+def test_the_config_of_the_transformers_port_agrees_with_a_preset(tmp_path: Path):
+    card = models.preset("timesfm:tiny")
+    aliases = {
+        "context_len": "context_length",
+        "input_patch_len": "patch_length",
+        "output_patch_len": "horizon_length",
+        "num_layers": "num_hidden_layers",
+        "num_heads": "num_attention_heads",
+        "model_dims": "hidden_size",
+    }
+    port = {aliases.get(key, key): value for key, value in card.config.items()}
+    (tmp_path / "config.json").write_text(json.dumps(port))
+    save_file(models.create("timesfm:tiny", seed=5).state_dict(), tmp_path / "model.safetensors")
+    assert models.load("timesfm:tiny", tmp_path).config["num_layers"] == card.config["num_layers"]
+    (tmp_path / "config.json").write_text(json.dumps(port | {"num_hidden_layers": 9}))
+    assert "num_layers is 9, not" in refused("timesfm:tiny", tmp_path)
+
+
+# -- tied tensors, aliases, names ----------------------------------------------------------------
+
+EMBEDDINGS = ("shared", "encoder.embed_tokens", "decoder.embed_tokens", "lm_head")
+
+
+@pytest.mark.parametrize("golden", ["chronos-bolt", "chronos-t5"])
+@pytest.mark.parametrize("kept", [(0,), (1,), (2,), (0, 1, 2), (1, 2), (0, 1, 2, 3)])
+def test_a_tied_embedding_may_be_stored_under_any_or_all_of_its_names(
+    golden: str, kept: tuple[int, ...], tmp_path: Path
+):
+    state = start(golden, tmp_path)
+    given = {key: tensor for key, tensor in state.items() if key != "shared.weight"}
+    given |= {f"{EMBEDDINGS[i]}.weight": state["shared.weight"] for i in kept}
+    torch.save(given, tmp_path / "pytorch_model.bin")
+    loaded = models.load("chronos", tmp_path).state_dict()
+    assert loaded.keys() == state.keys()
+    assert all(torch.equal(loaded[key], state[key]) for key in state)
+
+
+def test_copies_of_a_tied_embedding_that_differ_are_an_error(tmp_path: Path):
+    state = start("chronos-t5", tmp_path)
+    other = state["shared.weight"].clone()
+    other[3, 0] += 1
+    torch.save(state | {"lm_head.weight": other}, tmp_path / "pytorch_model.bin")
+    message = refused("chronos", tmp_path)
+    assert (
+        message == "shared.weight and lm_head.weight should be one tensor, but their values differ"
+    )
+
+
+def wrapped(state: State) -> State:
+    """What fine-tuning Timer 1.0 saves: every tensor twice."""
+    twice = prefixed(state, "backbone.")
+    twice |= {
+        key.replace("patch_embedding.", "enc_embedding."): tensor for key, tensor in state.items()
+    }
+    return twice
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "timer.", "model.timer.module."])
+def test_the_wrapper_of_timer_1_0_with_its_aliases_loads(prefix: str, tmp_path: Path):
+    state = start("timer_legacy", tmp_path)
+    torch.save(prefixed(wrapped(state), prefix), tmp_path / "checkpoint.pth")
+    loaded = models.load("timer", tmp_path).state_dict()
+    assert loaded.keys() == state.keys()
+    assert all(torch.equal(loaded[key], state[key]) for key in state)
+
+
+def test_aliases_of_timer_1_0_that_differ_are_an_error(tmp_path: Path):
+    state = start("timer_legacy", tmp_path)
+    torch.save(wrapped(state) | {"proj.bias": state["proj.bias"] + 1}, tmp_path / "checkpoint.pth")
+    message = refused("timer", tmp_path)
+    assert "proj.bias and backbone.proj.bias should be one tensor" in message
+
+
+def test_positions_of_timer_1_0_may_be_missing_and_nothing_else(tmp_path: Path):
+    state = start("timer_legacy", tmp_path)
+    pe = "patch_embedding.position_embedding.pe"
+    torch.save({k: v for k, v in state.items() if k != pe}, tmp_path / "checkpoint.pth")
+    loaded = models.load("timer", tmp_path).state_dict()
+    assert loaded.keys() == state.keys()
+    torch.save({k: v for k, v in state.items() if k != "proj.bias"}, tmp_path / "checkpoint.pth")
+    assert "missing proj.bias" in refused("timer", tmp_path)
+
+
+def test_missing_unexpected_and_misshaped_names_are_said_without_the_prefix(tmp_path: Path):
+    state = start("moirai", tmp_path)
+    shape = tuple(state["mask_encoding.weight"].shape)
+    del state["encoder.norm.weight"]
+    state["mask_encoding.weight"] = torch.zeros(1, 3)
+    state["ema.weight"] = torch.zeros(1)
+    torch.save(lightning(state, "module."), tmp_path / "last.ckpt")
+    message = refused("moirai", tmp_path)
+    assert "missing encoder.norm.weight" in message
+    assert "unexpected ema.weight" in message
+    assert f"mis-shaped mask_encoding.weight (1, 3) instead of {shape}" in message
+
+
+def test_integers_in_the_place_of_weights_are_refused(tmp_path: Path):
+    state = start("timer", tmp_path)
+    state["model.norm.weight"] = state["model.norm.weight"].to(torch.int8)
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    assert "mis-shaped model.norm.weight of int8" in refused("timer", tmp_path)
+
+
+# -- what is refused -----------------------------------------------------------------------------
+
+
+class Hostile:
+    """Unpickling this creates a file, if anything lets it."""
+
+    def __init__(self, witness: Path) -> None:
+        self.witness = witness
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.witness),)
+
+
+@pytest.mark.parametrize("archive", [True, False], ids=["zip", "pickle of old"])
+@pytest.mark.parametrize("place", ["a value", "beside", "inside", "all of it"])
+def test_a_hostile_checkpoint_is_refused_and_does_not_run(
+    place: str, archive: bool, tmp_path: Path
+):
+    witness = tmp_path / "it ran"
+    hostile, state = Hostile(witness), start("timer", tmp_path)
+    content = {
+        "a value": {**state, "model.norm.bias": hostile},
+        "beside": {"state_dict": state, "callbacks": hostile},
+        "inside": {"state_dict": {**state, "extra": [hostile]}},
+        "all of it": hostile,
+    }[place]
+    path = tmp_path / "model.ckpt"
+    torch.save(content, path, _use_new_zipfile_serialization=archive)
+    message = refused("timer", tmp_path)
+    assert not witness.exists()
+    assert message.startswith("model.ckpt needs code to be read (")
+    assert "mkdir" in message
+    assert "save its tensors alone with `torch.save(state_dict, NEW)`" in message
+    torch.load(path, weights_only=False)  # the file is what it seems: without the guard it runs
+    assert witness.exists()
+
+
+def test_a_bare_hostile_pickle_is_refused_and_does_not_run(tmp_path: Path):
+    start("timer", tmp_path)
+    witness = tmp_path / "it ran"
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        (tmp_path / "model.ckpt").write_bytes(pickle.dumps(Hostile(witness), protocol))
+        message = refused("timer", tmp_path)
+        assert message.startswith("model.ckpt ")
+        assert not witness.exists()
+
+
+def test_a_pickled_network_is_refused_by_the_class_that_it_needs(tmp_path: Path):
+    start("timer", tmp_path)
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "model.pth")
+    assert "needs code to be read (torch.nn.modules.linear.Linear)" in refused("timer", tmp_path)
+
+
+def test_torchscript_is_refused_with_the_way_out(tmp_path: Path):
+    start("timer_legacy", tmp_path)
+    script = torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2))
+    script.save(str(tmp_path / "Timer_67M_UTSD_4G.pt"))
+    message = refused("timer", tmp_path)
+    assert message.startswith("Timer_67M_UTSD_4G.pt is a TorchScript archive")
+    assert "torch.save(torch.jit.load(FILE).state_dict(), NEW)" in message
+
+
+def test_arguments_beside_the_weights_do_not_make_others_welcome(tmp_path: Path):
+    state = start("units_pretrain", tmp_path)
+    content = pretraining(state) | {"args": argparse.ArgumentParser()}
+    torch.save(content, tmp_path / "checkpoint.pth")
+    assert "needs code to be read (argparse.ArgumentParser)" in refused("units", tmp_path)
+
+
+PAGE = b"<!DOCTYPE html>\n<html><body>Sign in to download</body></html>"
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 7\n"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "torch_model.ckpt", "odd.pth"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is truncated or no file of weights: it is empty"),
+        (PAGE, "is an HTML page"),
+        (b"  <html>", "is an HTML page"),
+        (POINTER, "is a Git LFS pointer.*git lfs pull"),
+        (b"PK\x03\x04 a zip archive, say", "is truncated or no"),
+        (b"\x80\x02 a pickle, say", "is truncated or no"),
+        (b"\x89PNG\r\n\x1a\n", "is truncated or no"),
+        (bytes(1000), "is truncated or no"),
+        (b"{}", "is truncated or no"),
+    ],
+    ids=["empty", "page", "page 2", "pointer", "zip", "pickle", "png", "zeros", "json"],
+)
+def test_what_is_no_file_of_weights_is_named_for_what_it_is(
+    name: str, content: bytes, message: str, tmp_path: Path
+):
+    import re
+
+    start("timer", tmp_path)
+    (tmp_path / name).write_bytes(content)
+    assert re.match(f"{name} {message}", refused("timer", tmp_path))
+
+
+@pytest.mark.parametrize("archive", [True, False], ids=["zip", "pickle of old"])
+def test_a_truncated_checkpoint_is_refused_wherever_it_ends(archive: bool, tmp_path: Path):
+    state = start("timer", tmp_path)
+    path = tmp_path / "torch_model.ckpt"
+    torch.save(state, path, _use_new_zipfile_serialization=archive)
+    whole = path.read_bytes()
+    for length in (1, 3, 20, 200, len(whole) // 2, len(whole) - 9, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        assert "torch_model.ckpt is truncated or no" in refused("timer", tmp_path)
+
+
+def test_a_folder_in_the_place_of_weights_is_refused(tmp_path: Path):
+    start("timer", tmp_path)
+    (tmp_path / "model.safetensors").mkdir()
+    assert refused("timer", tmp_path) == "model.safetensors is a folder, not a file of weights"
+    with pytest.raises(InputError, match=r"model\.safetensors cannot be read"):
+        models.describe("timer", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([torch.ones(2)], "it is list"),
+        (torch.ones(2), "it is Tensor"),
+        ({}, "it is empty"),
+        ({"a": torch.ones(2), "epoch": 3}, "'epoch' is int"),
+        ({"state_dict": {"a": {"b": torch.ones(2)}}}, "'a' is dict"),
+    ],
+    ids=["list", "tensor", "empty", "a number", "nested"],
+)
+def test_a_checkpoint_without_a_state_dict_says_what_it_holds(
+    content: Any, message: str, tmp_path: Path
+):
+    start("timer", tmp_path)
+    torch.save(content, tmp_path / "odd.pth")
+    found = refused("timer", tmp_path)
+    assert found == f"odd.pth holds no state dict, tensors by name: {message}"
+
+
+def test_two_state_dicts_in_one_file_are_a_question_not_a_guess(tmp_path: Path):
+    state = start("timer", tmp_path)
+    torch.save({"student": state, "state_dict": state}, tmp_path / "odd.pth")
+    assert "holds several state dicts: state_dict, student" in refused("timer", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "index",
+    ["{", "[]", "{}", '{"weight_map": {}}', '{"weight_map": []}', '{"weight_map": {"a": 1}}'],
+)
+def test_a_damaged_index_of_shards_is_refused(index: str, tmp_path: Path):
+    start("timer", tmp_path)
+    (tmp_path / "pytorch_model.bin.index.json").write_text(index)
+    assert "pytorch_model.bin.index.json is damaged" in refused("timer", tmp_path)
+
+
+def test_an_index_may_name_only_files_beside_it(tmp_path: Path):
+    start("timer", tmp_path)
+    for shard in ("gone.safetensors", "../outside.safetensors", "/etc/hostname"):
+        index = {"weight_map": {"a": shard}}
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+        assert f"names '{shard}', which is not in" in refused("timer", tmp_path)
+
+
+def test_a_tensor_in_two_shards_is_refused(tmp_path: Path):
+    state = start("timer", tmp_path)
+    shards(tmp_path, state, "model.safetensors", save_file)
+    second = tmp_path / "model-00002-of-00002.safetensors"
+    save_file(load_file(second) | {"lm_heads.0.weight": torch.ones(2)}, second)
+    first = load_file(tmp_path / "model-00001-of-00002.safetensors")
+    save_file(
+        first | {"lm_heads.0.weight": torch.ones(2)}, tmp_path / "model-00001-of-00002.safetensors"
+    )
+    assert "holds 'lm_heads.0.weight', and so does a shard before it" in refused("timer", tmp_path)
+
+
+def test_a_name_that_is_not_in_the_folder_is_said_with_those_that_are(tmp_path: Path):
+    torch.save(start("timer", tmp_path), tmp_path / "other.pth")
+    message = refused("timer", tmp_path, weights="best.pth")
+    assert message == f"no best.pth in {str(tmp_path)!r}; it holds other.pth"
+    (tmp_path / "other.pth").unlink()
+    assert "no model.safetensors in" in refused("timer", tmp_path)
+    (tmp_path / "a.pth").write_bytes(b"")
+    assert "is the file a.pth, and weights='b.pth'" in refused(
+        "timer", tmp_path / "a.pth", weights="b.pth"
+    )
+    assert "config.json is no file of weights" in refused("timer", tmp_path / "config.json")
+
+
+def test_choosing_a_file_is_a_matter_of_names_alone():
+    known = [
+        "torch_model.ckpt",
+        "pytorch_model.bin.index.json",
+        "a.safetensors",
+        "model.safetensors",
+    ]
+    assert formats.choose(known, where="here") == "model.safetensors"
+    assert formats.choose(known[:3], where="here") == "pytorch_model.bin.index.json"
+    assert formats.choose([known[0], known[2]], where="here") == "torch_model.ckpt"
+    assert formats.choose(["README.md", "config.json", known[2]], where="here") == "a.safetensors"
+    assert formats.choose(["a.pth", "b.pth"], where="here", preferred=lambda: ["b.pth"]) == "b.pth"
