@@ -78,7 +78,7 @@ class Attention(nn.Module):
 
 
 class Layer(nn.Module):
-    """u = LN1(h + attention(h)); LN2(u + conv2(gelu(conv1(u)))), dropout after each map."""
+    """u = LN1(h + attention(h)); LN2(u + conv2(act(conv1(u)))), dropout after each map."""
 
     def __init__(self, config: Mapping[str, Any]):
         super().__init__()
@@ -88,11 +88,12 @@ class Layer(nn.Module):
         self.conv2 = nn.Conv1d(config["d_ff"], width, kernel_size=1)
         self.norm1 = nn.LayerNorm(width)
         self.norm2 = nn.LayerNorm(width)
+        self.act = F.relu if config.get("activation") == "relu" else F.gelu
         self.dropout = Dropout(dropout)
 
     def forward(self, hidden: Tensor) -> Tensor:
         hidden = self.norm1(hidden + self.dropout(self.attention(hidden)))
-        inner = self.dropout(F.gelu(pointwise(self.conv1, hidden)))
+        inner = self.dropout(self.act(pointwise(self.conv1, hidden)))
         return call(self.norm2, hidden + self.dropout(pointwise(self.conv2, inner)))
 
 
@@ -133,14 +134,17 @@ class TimerLegacy(Timer):
         LTSM.__init__(self, config)
         if absent := [key for key in REQUIRED if key not in config]:
             raise InputError(f"timer: config.json lacks {', '.join(absent)}")
-        if config.get("activation", "gelu") != "gelu":
+        if config.get("activation", "gelu") not in {"gelu", "relu"}:
             raise InputError(
-                f"timer: activation={config['activation']!r} is not supported, allowed: 'gelu'"
+                f"timer: activation={config['activation']!r} is not supported, "
+                "allowed: 'gelu', 'relu'"
             )
+        width, heads = config["d_model"], config["n_heads"]
+        if width % heads or width % 2:
+            raise InputError(f"timer: d_model={width} must be even, a multiple of n_heads={heads}")
         self.token = config["patch_len"]
         self.lookback = lookback or 7 * self.token  # the authors' 672
         self.horizon = horizon or self.token
-        width = config["d_model"]
         self.patch_embedding = Embedding(self.token, width, config.get("dropout", 0.1))
         self.decoder = Decoder(config)
         self.proj = nn.Linear(width, self.token)

@@ -29,6 +29,9 @@ REQUIRED = (*ALIASES, "use_positional_embedding")
 SUPPORTED: dict[str, tuple[Any, ...]] = {
     "attention_dropout": (0.0,),
     "freq": (0, 1, 2),
+    "freq_size": (3,),
+    "max_timescale": (10_000,),
+    "min_timescale": (1,),
     "point_forecast_mode": ("median", "mean"),
     "use_quantile_loss": (True, False),
 }
@@ -68,6 +71,12 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
     full = defaults | full
     if full["point_forecast_mode"] == "median" and 0.5 not in full["quantiles"]:
         raise InputError(f"timesfm: no median among quantiles={full['quantiles']!r}")
+    if full["num_heads"] % full["num_kv_heads"]:
+        raise InputError(
+            f"timesfm: num_heads={heads} must be a multiple of num_kv_heads={full['num_kv_heads']}"
+        )
+    if full["use_positional_embedding"] and width % 2:
+        raise InputError(f"timesfm: model_dims={width} must be even for positions")
     return full
 
 

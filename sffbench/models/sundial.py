@@ -16,16 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sffbench.errors import InputError
 from sffbench.models._sundial_flow import FlowNet
 from sffbench.models.base import LTSM, InitName, Preset
 from sffbench.models.blocks import Dropout, call, masked_mean
-from sffbench.models.timer import Attention, FeedForward, rotary
+from sffbench.models.timer import ACTIVATIONS, Attention, FeedForward, check, rotary
 
 if TYPE_CHECKING:
     from sffkernels import Init
 
-SUPPORTED: dict[str, tuple[Any, ...]] = {"hidden_act": ("silu",)}
 REQUIRED = (
     "input_token_len",
     "hidden_size",
@@ -81,12 +79,13 @@ PRESETS = {
 
 
 class Embedding(nn.Module):
-    """Tokens u = [values, mask bits] of 2 P -> dropout(W_o silu(W_h u)) + W_r u, with biases."""
+    """Tokens u = [values, mask bits] of 2 P -> dropout(W_o act(W_h u)) + W_r u, with biases."""
 
     def __init__(self, config: Mapping[str, Any]):
         super().__init__()
         width, inner = config["hidden_size"], config["intermediate_size"]
         self.token = config["input_token_len"]
+        self.act = ACTIVATIONS[config.get("hidden_act", "silu")]
         self.hidden_layer = nn.Linear(2 * self.token, inner)
         self.output_layer = nn.Linear(inner, width)
         self.residual_layer = nn.Linear(2 * self.token, width)
@@ -98,7 +97,7 @@ class Embedding(nn.Module):
         missing = -series.shape[1] % self.token
         parts = [F.pad(values, (missing, 0)) for values in (series, seen)]
         tokens = torch.cat([part.reshape(len(part), -1, self.token) for part in parts], dim=-1)
-        inner = F.silu(self.hidden_layer(tokens))
+        inner = self.act(self.hidden_layer(tokens))
         return call(self.dropout, self.output_layer(inner)) + call(self.residual_layer, tokens)
 
 
@@ -110,7 +109,9 @@ class Layer(nn.Module):
         width = config["hidden_size"]
         dropout = config.get("dropout_rate", 0.1)
         self.self_attn = Attention({**config, "attention_dropout": dropout})
-        self.ffn_layer = FeedForward(width, config["intermediate_size"])
+        self.ffn_layer = FeedForward(
+            width, config["intermediate_size"], config.get("hidden_act", "silu")
+        )
         self.norm1 = nn.LayerNorm(width)
         self.norm2 = nn.LayerNorm(width)
 
@@ -168,7 +169,7 @@ class Sundial(LTSM):
         horizon: int | None = None,
     ) -> None:
         super().__init__(config)
-        _check(config)
+        check(self.name, config, REQUIRED)
         self.token, self.block = config["input_token_len"], config["output_token_lens"][-1]
         self.lookback = lookback or 180 * self.token  # the authors' longest context
         self.horizon = horizon or self.block
@@ -338,14 +339,3 @@ def random(
     """`torch.randn` or `torch.rand`, drawn where the generator lives, then moved to `like`."""
     device = like.device if generator is None else generator.device
     return law(shape, generator=generator, device=device).to(like)
-
-
-def _check(config: Mapping[str, Any]) -> None:
-    """`InputError` naming what the config lacks, or asks for beyond this file."""
-    if absent := [key for key in REQUIRED if key not in config]:
-        raise InputError(f"sundial: config.json lacks {', '.join(absent)}")
-    for key, allowed in SUPPORTED.items():
-        if key in config and config[key] not in allowed:
-            raise InputError(
-                f"sundial: {key}={config[key]!r} is not supported, allowed: {allowed[0]!r}"
-            )

@@ -9,7 +9,7 @@ bottom.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sffkernels import Init
 
 ROPE_BASE = 10_000.0  # the config's `rope_theta` is ignored by the authors' code, and so it is here
-SUPPORTED: dict[str, tuple[Any, ...]] = {"hidden_act": ("silu",)}
+ACTIVATIONS = {"silu": F.silu, "gelu": F.gelu, "relu": F.relu}  # by `hidden_act`
 REQUIRED = (
     "input_token_len",
     "hidden_size",
@@ -158,16 +158,17 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """SwiGLU: W_down(silu(W_gate h) * W_up h), no biases."""
+    """SwiGLU: W_down(act(W_gate h) * W_up h), act the silu of published configs; no biases."""
 
-    def __init__(self, width: int, inner: int):
+    def __init__(self, width: int, inner: int, act: str = "silu"):
         super().__init__()
+        self.act = ACTIVATIONS[act]
         self.gate_proj = nn.Linear(width, inner, bias=False)
         self.up_proj = nn.Linear(width, inner, bias=False)
         self.down_proj = nn.Linear(inner, width, bias=False)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return call(self.down_proj, F.silu(self.gate_proj(hidden)) * self.up_proj(hidden))
+        return call(self.down_proj, self.act(self.gate_proj(hidden)) * self.up_proj(hidden))
 
 
 class Layer(nn.Module):
@@ -177,7 +178,9 @@ class Layer(nn.Module):
         super().__init__()
         width = config["hidden_size"]
         self.self_attn = Attention(config)
-        self.ffn_layer = FeedForward(width, config["intermediate_size"])
+        self.ffn_layer = FeedForward(
+            width, config["intermediate_size"], config.get("hidden_act", "silu")
+        )
         self.norm1 = nn.LayerNorm(width)
         self.norm2 = nn.LayerNorm(width)
 
@@ -250,7 +253,12 @@ class Timer(LTSM):
         horizon: int | None = None,
     ) -> None:
         super().__init__(config)
-        _check(config)
+        check("timer", config, REQUIRED)
+        if list(config["output_token_lens"]) != [config["input_token_len"]]:
+            raise InputError(
+                f"timer: output_token_lens={config['output_token_lens']!r} is not supported, "
+                f"allowed: one head of the input's length, [{config['input_token_len']}]"
+            )
         self.token = config["input_token_len"]
         self.lookback = lookback or 30 * self.token  # the authors' longest context
         self.horizon = horizon or self.token
@@ -353,17 +361,16 @@ def _normalise(values: Tensor, mean: Tensor, std: Tensor, mask: Tensor | None) -
     return normed if mask is None else normed * mask
 
 
-def _check(config: Mapping[str, Any]) -> None:
+def check(model: str, config: Mapping[str, Any], required: Sequence[str]) -> None:
     """`InputError` naming what the config lacks, or asks for beyond this file."""
-    if absent := [key for key in REQUIRED if key not in config]:
-        raise InputError(f"timer: config.json lacks {', '.join(absent)}")
-    for key, allowed in SUPPORTED.items():
-        if key in config and config[key] not in allowed:
-            raise InputError(
-                f"timer: {key}={config[key]!r} is not supported, allowed: {allowed[0]!r}"
-            )
-    if list(config["output_token_lens"]) != [config["input_token_len"]]:
+    if absent := [key for key in required if key not in config]:
+        raise InputError(f"{model}: config.json lacks {', '.join(absent)}")
+    if (act := config.get("hidden_act", "silu")) not in ACTIVATIONS:
         raise InputError(
-            f"timer: output_token_lens={config['output_token_lens']!r} is not supported, "
-            f"allowed: one head of the input's length, [{config['input_token_len']}]"
+            f"{model}: hidden_act={act!r} is not supported, allowed: {', '.join(ACTIVATIONS)}"
+        )
+    width, heads = config["hidden_size"], config["num_attention_heads"]
+    if width % (2 * heads):
+        raise InputError(
+            f"{model}: hidden_size={width} must be an even multiple of num_attention_heads={heads}"
         )

@@ -262,8 +262,8 @@ def test_bfloat16_autocast_stays_near_float32(gold):
 
 def test_a_config_beyond_this_file_is_one_clear_line(gold):
     config = json.loads((gold.folder / "config.json").read_text())
-    with pytest.raises(InputError, match="hidden_act='gelu' is not supported, allowed: 'silu'"):
-        models.get("sundial")(config | {"hidden_act": "gelu"})
+    with pytest.raises(InputError, match="hidden_act='tanh' is not supported, allowed: silu"):
+        models.get("sundial")(config | {"hidden_act": "tanh"})
     del config["flow_loss_depth"]
     with pytest.raises(InputError, match=r"sundial: config\.json lacks flow_loss_depth"):
         models.get("sundial")(config)

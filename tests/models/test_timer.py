@@ -138,3 +138,40 @@ def test_less_than_one_token_of_context_is_refused(golden):
 def test_a_second_head_is_refused_by_field_name():
     with pytest.raises(InputError, match="output_token_lens"):
         models.create("timer:tiny", output_token_lens=[96, 192])
+
+
+@pytest.mark.parametrize(
+    ("act", "formula"),
+    [
+        ("silu", lambda x: x / (1 + torch.exp(-x))),
+        ("gelu", lambda x: 0.5 * x * (1 + torch.erf(x / 2**0.5))),
+        ("relu", lambda x: x.clamp_min(0)),
+    ],
+)
+def test_the_feed_forward_map_takes_the_config_s_activation(act, formula):
+    model = models.get("timer")(
+        {
+            **models.preset("timer:tiny").config,
+            "hidden_size": 12,
+            "hidden_act": act,
+            "num_attention_heads": 3,
+        }
+    )
+    part = model.model.layers[0].ffn_layer.double()
+    hidden = torch.randn(5, 12, dtype=torch.float64)
+    gate, up = hidden @ part.gate_proj.weight.T, hidden @ part.up_proj.weight.T
+    expected = (formula(gate) * up) @ part.down_proj.weight.T
+    torch.testing.assert_close(part(hidden), expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("hidden_act", "tanh", "timer: hidden_act='tanh' is not supported, allowed: silu, gelu"),
+        ("num_attention_heads", 5, "hidden_size=64 must be an even multiple of num_attention"),
+    ],
+)
+def test_a_config_beyond_this_file_is_one_clear_line(field, value, message):
+    config = {**models.preset("timer:tiny").config, field: value}
+    with pytest.raises(InputError, match=message):
+        models.get("timer")(config)
