@@ -8,6 +8,7 @@ with failed cells, 2 bad input, 130 interrupted. Heavy imports stand inside the 
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from enum import StrEnum
@@ -135,6 +136,10 @@ def run(
     shard: Annotated[str | None, typer.Option(metavar="i/n", help="Only every n-th cell.")] = None,
     plugin: Plugins = None,
     retry_failed: Annotated[bool, typer.Option(help="Run failed cells again.")] = False,
+    time_limit: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", min=0, help="Start no further cell after this long."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Run what is missing of a suite. Safe to stop and repeat: finished cells are never rerun."""
@@ -150,6 +155,7 @@ def run(
         device=device,
         jobs=jobs,
         retry_failed=retry_failed,
+        time_limit_s=math.inf if time_limit is None else time_limit,
     )
     _print(json.dumps(summary, indent=1) if as_json else driver.text(summary, results))
     if summary["failed"]:
