@@ -169,6 +169,9 @@ def table(
     suite: Annotated[
         str | None, typer.Option(help="Show this suite's absent cells as missing.")
     ] = None,
+    view: Annotated[
+        str | None, typer.Option(help="accuracy or cost; cost for suites that measure speed.")
+    ] = None,
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
@@ -177,9 +180,12 @@ def table(
 
     expected = None
     if suite is not None:
-        expected = [s.cell | {"key": s.key, "label": s.label} for s in _specs(suite, data_dir)]
+        specs = _specs(suite, data_dir)
+        expected = [s.cell | {"key": s.key, "label": s.label} for s in specs]
+        if view is None and specs[0].measure == "speed":
+            view = "cost"
     records = report.load(results)
-    _print(report.render(records, "json" if as_json else format, expected=expected))
+    _print(report.render(records, "json" if as_json else format, view=view, expected=expected))
 
 
 @app.command()
