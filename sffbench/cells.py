@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sffbench import data, models, strategies
+from sffbench import data, models, networks, strategies
 from sffbench.errors import InputError
 from sffbench.models.formats import WEIGHTS
 from sffbench.protocol import Protocol
@@ -103,8 +103,8 @@ class DescribedModel:
 
 def _describe(entry: ModelEntry) -> DescribedModel:
     name, preset = models.parse(entry.name)
-    models.check_options(entry.name, entry.source, entry.options, weights=entry.weights)
-    config_hash, weights_hash = models.describe(entry.name, entry.source, weights=entry.weights)
+    where = (entry.name, entry.source, entry.weights, entry.options)
+    config_hash, weights_hash = networks.describe(*where)
     identity = {
         "name": name,
         "preset": preset or "custom",
@@ -113,8 +113,7 @@ def _describe(entry: ModelEntry) -> DescribedModel:
         "options": dict(entry.options),
     }
     if preset is None:  # a folder of another size: it has no card, its config tells the context
-        built = models.load(entry.name, entry.source, weights=entry.weights, **entry.options)
-        return DescribedModel(entry, identity, built.lookback, DEFAULT_LR)
+        return DescribedModel(entry, identity, networks.build(*where).lookback, DEFAULT_LR)
     card = models.preset(entry.name)
     return DescribedModel(entry, identity, card.lookback, card.lr)
 

@@ -8,6 +8,7 @@ with failed cells, 2 bad input, 130 interrupted. Heavy imports stand inside the 
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from enum import StrEnum
@@ -126,6 +127,10 @@ def run(
     shard: Annotated[str | None, typer.Option(metavar="i/n", help="Only every n-th cell.")] = None,
     plugin: Plugins = None,
     retry_failed: Annotated[bool, typer.Option(help="Run failed cells again.")] = False,
+    time_limit: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", min=0, help="Start no further cell after this long."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Run what is missing of a suite. Safe to stop and repeat: finished cells are never rerun."""
@@ -141,6 +146,7 @@ def run(
         device=device,
         jobs=jobs,
         retry_failed=retry_failed,
+        time_limit_s=math.inf if time_limit is None else time_limit,
     )
     _print(json.dumps(summary, indent=1) if as_json else driver.text(summary, results))
     if summary["failed"]:
@@ -154,6 +160,9 @@ def table(
     suite: Annotated[
         str | None, typer.Option(help="Show this suite's absent cells as missing.")
     ] = None,
+    view: Annotated[
+        str | None, typer.Option(help="accuracy or cost; cost for suites that measure speed.")
+    ] = None,
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
@@ -162,9 +171,12 @@ def table(
 
     expected = None
     if suite is not None:
-        expected = [s.cell | {"key": s.key, "label": s.label} for s in _specs(suite, data_dir)]
+        specs = _specs(suite, data_dir)
+        expected = [s.cell | {"key": s.key, "label": s.label} for s in specs]
+        if view is None and specs[0].measure == "speed":
+            view = "cost"
     records = report.load(results)
-    _print(report.render(records, "json" if as_json else format, expected=expected))
+    _print(report.render(records, "json" if as_json else format, view=view, expected=expected))
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 from collections import Counter
 from pathlib import Path
@@ -33,24 +34,36 @@ def run_suite(
     device: str = "auto",
     jobs: int | None = None,
     retry_failed: bool = False,
+    time_limit_s: float = math.inf,
 ) -> dict[str, Any]:
-    """Run the cells without a record; returns counts by status and the failures' reasons."""
+    """Run the cells without a record; returns counts by status and the failures' reasons.
+
+    After `time_limit_s` no further cell starts: another call goes on with the rest.
+    """
     device = _device(device)
-    jobs = jobs or (measure.num_cores() if device == "cpu" else 1)
+    jobs = jobs or _num_workers(specs, device)
     threads = 1 if device == "cpu" else measure.num_cores()
     store = Store(results)
     check_writable(results)
+    keys = {spec.key: _performance_key(spec, device, threads) for spec in specs}
     todo = []
     for spec in specs:
-        state = store.state(spec.key, _performance_key(spec, device, threads))
+        state = store.state(spec.key, keys[spec.key])
         if state == "failed" and retry_failed:
             store.forgive_all(spec.key)
         if state == "missing" or (state == "failed" and retry_failed):
             todo.append(spec)
     runnable = [spec for spec in todo if not _written_off(store, spec, device)]
-    with contextlib.closing(run_local(runnable, results, device, jobs, threads)) as events:
-        _follow(events, len(specs), len(runnable))
-    return _summary(store, specs, len(runnable))
+    events = run_local(runnable, results, device, jobs, threads, time_limit_s)
+    with contextlib.closing(events):
+        num_ended = _follow(events, len(specs), len(runnable))
+    return _summary(store, specs, keys, num_ended, len(runnable) - num_ended)
+
+
+def _num_workers(specs: list[RunSpec], device: str) -> int:
+    """One a core; one alone where speed is measured, for neighbours share caches and memory."""
+    timed = any(spec.measure == "speed" for spec in specs)
+    return measure.num_cores() if device == "cpu" and not timed else 1
 
 
 def _performance_key(spec: RunSpec, device: str, threads: int) -> str | None:
@@ -66,6 +79,8 @@ def text(summary: dict[str, Any], results: Path) -> str:
     parts = [f"{count} {status}" for status, count in sorted(counts.items())]
     lines = [f"{summary['cells']} cells: {', '.join(parts)}; {summary['ran']} ran now."]
     lines += [f"  failed: {failure}" for failure in summary["failed"]]
+    if summary["left"]:
+        lines.append(f"Time limit: {summary['left']} cells left, run again to go on.")
     lines.append(f"See them with: sffbench table --results {results}")
     return "\n".join(lines)
 
@@ -91,21 +106,24 @@ def _written_off(store: Store, spec: RunSpec, device: str) -> bool:
     return True
 
 
-def _summary(store: Store, specs: list[RunSpec], ran: int) -> dict[str, Any]:
-    records = [(spec, store.find(spec.key)) for spec in specs]
+def _summary(
+    store: Store, specs: list[RunSpec], keys: dict[str, str | None], ran: int, left: int
+) -> dict[str, Any]:
+    records = [(spec, store.find(spec.key, keys[spec.key])) for spec in specs]
     counts = Counter("missing" if record is None else record["status"] for _, record in records)
     failed = [
         f"{spec.describe()}: {record['reason']}"
         for spec, record in records
         if record is not None and record["status"] == "failed"
     ]
-    return {"cells": len(specs), "ran": ran, "counts": dict(counts), "failed": failed}
+    return {"cells": len(specs), "ran": ran, "left": left, "counts": dict(counts), "failed": failed}
 
 
-def _follow(events: Any, num_cells: int, num_todo: int) -> None:
-    """Show events as a bar on a terminal, as a line a finished cell elsewhere."""
+def _follow(events: Any, num_cells: int, num_todo: int) -> int:
+    """Show events as a bar on a terminal, as a line a finished cell elsewhere; count the ends."""
+    num_ended = 0
     if num_todo == 0:
-        return
+        return num_ended
     console = Console(file=sys.stderr)
     columns = (
         TextColumn("{task.description}"),
@@ -127,6 +145,8 @@ def _follow(events: Any, num_cells: int, num_todo: int) -> None:
                 bar.remove_task(task)
                 bar.advance(whole)
                 bar.console.print(_line(event), highlight=False, markup=False)
+                num_ended += 1
+    return num_ended
 
 
 def _line(event: Event) -> str:

@@ -7,7 +7,9 @@ seconds stand beside them, because a busy machine slows the wall clock only.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
+import gc
 import os
 import platform
 import subprocess
@@ -48,17 +50,39 @@ def _synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def reset_peak_memory(device: torch.device) -> None:
-    """Start a new peak. On Linux the kernel's high-water mark of the process is reset."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    else:
-        with contextlib.suppress(OSError):
+@dataclass
+class MemoryMeter:
+    """Peak memory of the parts of a run: allocated on a GPU, resident in the process on a CPU.
+
+    What an earlier run of the process left behind is given back first, or it would be counted.
+    """
+
+    device: torch.device
+    highest: int | None = None
+
+    def __post_init__(self) -> None:
+        self._reset()
+
+    def lap(self) -> int | None:
+        """Peak since the last lap in bytes, None where nothing tells; a new lap begins."""
+        peak = _peak_memory_bytes(self.device)
+        if peak is not None:
+            self.highest = max(peak, self.highest or 0)
+        self._reset()
+        return peak
+
+    def _reset(self) -> None:
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            return
+        with contextlib.suppress(OSError, AttributeError):  # the GNU allocator keeps freed pages
+            ctypes.CDLL(None).malloc_trim(0)
+        with contextlib.suppress(OSError):  # Linux: resets the high-water mark of the process
             Path("/proc/self/clear_refs").write_text("5")
 
 
-def peak_memory_bytes(device: torch.device) -> int | None:
-    """Peak since the reset: allocated device memory, or the process's resident memory on CPU."""
+def _peak_memory_bytes(device: torch.device) -> int | None:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:

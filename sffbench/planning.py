@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sffbench import data
+from sffbench import data, networks
 from sffbench.context import StepBudget
 from sffbench.data import catalog
 from sffbench.store import Record, Store
@@ -38,7 +38,9 @@ def overview(specs: list[RunSpec], results: Path) -> dict[str, Any]:
     """Counts by state, and estimated hours of what is missing."""
     store = Store(results)
     states = {spec.key: store.state(spec.key) for spec in specs}
-    missing = [spec for spec in specs if states[spec.key] == "missing"]
+    todo = [spec for spec in specs if states[spec.key] == "missing"]
+    # To count the operations of a network it must be built: of large random ones, too dear here.
+    missing = [spec for spec in todo if not networks.is_random(spec.cell["model"])]
     done = [record for spec in specs if (record := store.find(spec.key)) is not None]
     hours = {
         "cpu_core_hours": sum(seconds(spec, CPU_FLOPS, done) for spec in missing) / 3600,
@@ -48,6 +50,7 @@ def overview(specs: list[RunSpec], results: Path) -> dict[str, Any]:
         "cells": len(specs),
         "counts": dict(Counter(states.values())),
         "estimate": {name: round(value, 3) for name, value in hours.items()},
+        "not_estimated": len(todo) - len(missing),
         "runs": [
             {"key": spec.key, "state": states[spec.key], "run": spec.describe()} for spec in specs
         ],
@@ -64,6 +67,8 @@ def text(plan: dict[str, Any]) -> str:
         f"left, by arithmetic: about {estimate['cpu_core_hours']:.1f} CPU-core hours "
         f"(or {estimate['gpu_hours']:.2f} GPU hours)"
     )
+    if plan["not_estimated"]:
+        lines.append(f"not in these hours: {plan['not_estimated']} cells of random weights")
     return "\n".join(lines)
 
 
@@ -100,11 +105,14 @@ def workload(spec: RunSpec) -> Work:
     cell, protocol = spec.cell, spec.cell["protocol"]
     train, validation, test = num_windows(spec)
     tested = min(protocol["num_test"] or test, test)
-    if cell["lr"] is None:
-        return Work(0, validation + tested)
     from sffbench.protocol import Protocol
 
-    budget = StepBudget.resolve(Protocol(**protocol), train)
+    rules = Protocol(**protocol)
+    if cell["lr"] is None:
+        return Work(0, validation * rules.selects + tested)
+    budget = StepBudget.resolve(rules, train)
+    if not rules.selects:
+        return Work(budget.num_steps * budget.batch_size, tested)
     checks = budget.num_steps // budget.validate_every + 1
     sample = min(protocol["num_validation"] or validation, validation)
     finals = protocol["num_snapshots"] * validation if sample < validation else 0

@@ -43,7 +43,8 @@ class Protocol(BaseModel):
 
     A length is either `max_steps` or `epochs` (an epoch is one pass over the training windows).
     `None` means "all" for `num_validation` and `num_test`, "once an epoch" for `validate_every`,
-    "the preset's card" for `lr`, and "the model's own" for `lookback`.
+    "the preset's card" for `lr`, and "the model's own" for `lookback`. `num_snapshots = 0` means no
+    validation and no selection: what a run costs is asked, not how well it forecasts.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -74,9 +75,16 @@ class Protocol(BaseModel):
             raise ValueError("a protocol needs exactly one of max_steps and epochs")
         for field in _COUNTS:
             value = getattr(self, field)
-            if value is not None and value < 1:
+            if value is not None and value < (field != "num_snapshots"):
                 raise ValueError(f"{field} = {value}: must be at least 1")
+        if not self.selects and (self.oracle or self.patience):
+            raise ValueError("num_snapshots = 0 validates nothing: no oracle, no patience")
         return self
+
+    @property
+    def selects(self) -> bool:
+        """Whether validation chooses the tested model; without, it is the one of the last step."""
+        return self.num_snapshots > 0
 
     def with_budget(self, budget: Budget) -> Protocol:
         """This protocol with the budget's set fields; one kind of length unsets the other."""
@@ -122,6 +130,24 @@ _PROTOCOLS = {
             num_snapshots=1,
             oracle=True,
             lookback=672,
+        ),
+        Protocol(
+            name="speed",
+            ranked=False,
+            max_steps=8,
+            batch_size=8,
+            num_snapshots=0,
+            num_test=32,
+            lookback=512,
+        ),
+        Protocol(
+            name="speed-gpu",
+            ranked=False,
+            max_steps=23,
+            batch_size=64,
+            num_snapshots=0,
+            num_test=256,
+            lookback=512,
         ),
     )
 }

@@ -16,17 +16,17 @@ from typing import Any
 
 import torch
 
-from sffbench import data, measure, models, strategies
+from sffbench import data, measure, models, networks, strategies
 from sffbench.data.dataset import Dataset
 from sffbench.data.windows import Windows, split
 from sffbench.errors import InputError
-from sffbench.measure import Stopwatch
+from sffbench.measure import MemoryMeter, Stopwatch
 from sffbench.models.base import LTSM, evaluating
 from sffbench.protocol import Protocol
 from sffbench.store import SCHEMA, Record
 from sffbench.suite import RunSpec, digest
 from sffbench.tasks import Forecast, Scores
-from sffbench.tasks.forecast import Forecaster
+from sffbench.tasks.forecast import EVAL_BATCH, Forecaster
 from sffbench.training import Diverged, Progress, Trained, train
 
 
@@ -39,9 +39,9 @@ def run(
 ) -> Record:
     """Run one cell. Everything that can go wrong becomes part of the record."""
     record = _header(spec, device)
-    measure.reset_peak_memory(device)
+    memory = MemoryMeter(device)
     try:
-        record |= _Run(spec, device).execute(progress, record["flags"])
+        record |= _Run(spec, device, memory).execute(progress, record["flags"])
         record["status"] = "ok"
     except NotApplicable as reason:
         record |= {"status": "n/a", "reason": str(reason)}
@@ -54,7 +54,8 @@ def run(
     except Exception as error:  # a plug-in may raise anything
         words = " ".join(f"{type(error).__name__}: {error}".split())
         record |= {"status": "failed", "reason": words}
-    record["cost"]["peak_memory_bytes"] = measure.peak_memory_bytes(device)
+    memory.lap()
+    record["cost"]["peak_memory_bytes"] = memory.highest
     return record | {"finished_at": _now()}
 
 
@@ -97,6 +98,7 @@ def _flags(spec: RunSpec) -> dict[str, Any]:
     flags = {
         "synthetic": cell["data"]["source"] == "synthetic",
         "tiny": cell["model"]["preset"] == "tiny",
+        "untrained": networks.is_random(cell["model"]),
         "ranked": cell["protocol"]["ranked"],
         "cluster": entry.cluster,
         "unrolled": False,
@@ -108,7 +110,8 @@ def _flags(spec: RunSpec) -> dict[str, Any]:
     if cell["model"]["preset"] != "custom":
         card = models.preset(f"{cell['model']['name']}:{cell['model']['preset']}")
         flags["unrolled"] = cell["task"]["horizon"] > card.horizon
-        made_here = flags["tiny"] or flags["synthetic"]  # no real series in pretraining or in data
+        # no real series in pretraining or in data
+        made_here = flags["tiny"] or flags["synthetic"] or flags["untrained"]
         flags["leaked"] = "no" if made_here else card.overlap.get(entry.name, "unknown")
     return flags
 
@@ -119,6 +122,7 @@ class _Run:
 
     spec: RunSpec
     device: torch.device
+    memory: MemoryMeter
 
     def __post_init__(self) -> None:
         cell = self.spec.cell
@@ -140,27 +144,24 @@ class _Run:
         if not self.strategy.needs_model:
             return self._naive() | facts
         model = self._load()
-        flags["head"] = "random" if model.new_head else "pretrained"
+        flags["head"] = "random" if model.new_head or flags["untrained"] else "pretrained"
         flags["unrolled"] = flags["unrolled"] and not model.new_head  # made for this horizon
         self._refuse_impossible(model)
         trained = self._train(model, progress)
-        return self._tested(trained) | facts
+        train_peak = self.memory.lap()
+        record = self._tested(trained) | facts
+        record["cost"]["train_peak_memory_bytes"] = train_peak if trained.num_trained else None
+        return record
 
     def _load(self) -> LTSM:
         name, identity = self._model_name(), self.spec.cell["model"]
-        source, weights = self.spec.model_source, self.spec.weights_file
-        hashes = models.describe(name, source, weights=weights)
+        where = (name, self.spec.model_source, self.spec.weights_file, identity["options"])
+        hashes = networks.describe(*where)
         _expect("the model's config", hashes[0], identity["config"])
         _expect("the model's weights", hashes[1], identity["weights"])
-        options = identity["options"]
-        model = models.load(
-            name,
-            source,
-            weights=weights,
-            lookback=self.spec.cell["lookback"],
-            horizon=self.task.horizon,  # a head made for one horizon follows it
-            **options,
-        )
+        # a head made for one horizon follows it
+        lookback, horizon = self.spec.cell["lookback"], self.task.horizon
+        model = networks.build(*where, lookback=lookback, horizon=horizon)
         model.at_frequency(self.dataset.frequency)
         return model.to(self.device)
 
@@ -177,6 +178,8 @@ class _Run:
                 f"this {model.name} takes windows of {model.num_channels} channels, "
                 "suites cut windows of one"
             )
+        if not self.strategy.trains and networks.is_random(self.spec.cell["model"]):
+            raise NotApplicable("random weights: there is nothing pretrained to score")
         if not self.strategy.trains and "zero-shot" not in model.capabilities:
             raise NotApplicable(f"{model.name} has no pretrained forecasting head")
 
@@ -202,7 +205,8 @@ class _Run:
     def _tested(self, trained: Trained) -> Record:
         """Test windows are made here, after training has ended."""
         windows, watch = self._split("test"), Stopwatch(self.device)
-        scores = self._score(trained.model, windows, watch)
+        batch = None if self.protocol.selects else self._warm_up(trained.model, windows)
+        scores = self._score(trained.model, windows, watch, batch)
         oracle = [
             {"step": s.step, "mse": self._score(s.model, windows, Stopwatch(self.device)).mse}
             for s in trained.snapshots
@@ -219,17 +223,39 @@ class _Run:
                 "candidates": trained.candidates,
             },
             "curve": trained.curve,
-            "cost": _cost(trained, scores, watch),
+            "cost": _cost(trained, scores, watch) | {"test_peak_memory_bytes": self.memory.lap()},
         }
 
-    def _score(self, model: LTSM, windows: Windows, watch: Stopwatch) -> Scores:
-        with evaluating(model):
-            return self._evaluate(model._forecast, windows, watch)
+    def _warm_up(self, model: LTSM, windows: Windows) -> int:
+        """Forecast once unmeasured, as validation has done where there is any.
 
-    def _evaluate(self, forecaster: Forecaster, windows: Windows, watch: Stopwatch) -> Scores:
+        Returns the batch that memory allowed. A GPU picks its kernels by shape and gets a whole
+        batch; on a CPU one window shows the way.
+        """
+        size = 1 if self.device.type == "cpu" else EVAL_BATCH["cuda"]
+        index = _test_index(len(windows), self.protocol.num_test)
+        first = (torch.arange(len(windows)) if index is None else index)[:size]
+        with evaluating(model):
+            batch = self.task.evaluate(model._forecast, windows, first).batch_size
+        self.memory.lap()
+        return batch if batch < len(first) else EVAL_BATCH[self.device.type]
+
+    def _score(
+        self, model: LTSM, windows: Windows, watch: Stopwatch, batch: int | None = None
+    ) -> Scores:
+        with evaluating(model):
+            return self._evaluate(model._forecast, windows, watch, batch)
+
+    def _evaluate(
+        self,
+        forecaster: Forecaster,
+        windows: Windows,
+        watch: Stopwatch,
+        batch: int | None = None,
+    ) -> Scores:
         index = _test_index(len(windows), self.protocol.num_test)
         with watch.running():
-            return self.task.evaluate(forecaster, windows, index)
+            return self.task.evaluate(forecaster, windows, index, batch_size=batch)
 
     def _naive(self) -> Record:
         windows, watch = self._split("test"), Stopwatch(self.device)
@@ -263,15 +289,20 @@ def _metrics(scores: Scores, windows: Windows, dataset: Dataset) -> dict[str, An
 
 
 def _cost(trained: Trained, scores: Scores, test: Stopwatch) -> dict[str, Any]:
-    steps = trained.steps
+    """Seconds are of everything; rates leave out the first steps (`training.WARM_UP_STEPS`)."""
+    steps, cold = trained.steps, trained.warm_up
+    num_warm = trained.num_train_windows - trained.num_warm_up_windows
     cost = {
         "prepare_s": trained.preparation.wall_s,
         "train_s": steps.wall_s,
         "train_cpu_s": steps.cpu_s,
+        "warm_up_s": cold.wall_s,
         "validate_s": trained.validation.wall_s,
         "train_windows": trained.num_train_windows,
-        "train_windows_per_s": _rate(trained.num_train_windows, steps.wall_s),
-        "train_windows_per_cpu_s": _rate(trained.num_train_windows, steps.cpu_s),
+        "warm_up_windows": trained.num_warm_up_windows,
+        "train_windows_per_s": _rate(num_warm, steps.wall_s - cold.wall_s),
+        "train_windows_per_cpu_s": _rate(num_warm, steps.cpu_s - cold.cpu_s),
+        "train_batch": trained.micro_batch,
         "num_parameters": sum(p.numel() for p in trained.model.parameters()),
         "num_trained": trained.num_trained,
     }
@@ -283,6 +314,7 @@ def _test_cost(scores: Scores, watch: Stopwatch) -> dict[str, Any]:
         "test_s": watch.wall_s,
         "test_cpu_s": watch.cpu_s,
         "test_windows": scores.num_windows,
+        "test_batch": scores.batch_size,
         "test_windows_per_s": _rate(scores.num_windows, watch.wall_s),
         "test_windows_per_cpu_s": _rate(scores.num_windows, watch.cpu_s),
     }

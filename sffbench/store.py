@@ -30,18 +30,20 @@ class Store:
 
     root: Path
 
-    def find(self, key: str) -> Record | None:
-        """The best record of an accuracy key: an ok one if any, else the newest; else None."""
+    def find(self, key: str, performance_key: str | None = None) -> Record | None:
+        """The best record of an accuracy key: an ok one if any, else the newest; else None.
+
+        With a performance key, that very record.
+        """
+        if performance_key is not None:
+            return read_record(self.root / "runs" / key / f"{performance_key}.json")
         records = self._read_all(key)
         records.sort(key=lambda r: (r["status"] == "ok", r["finished_at"]))
         return records[-1] if records else None
 
     def state(self, key: str, performance_key: str | None = None) -> str:
         """`ok`, `n/a`, `failed`, or `missing`; with a performance key, of that very record."""
-        if performance_key is None:
-            record = self.find(key)
-        else:
-            record = read_record(self.root / "runs" / key / f"{performance_key}.json")
+        record = self.find(key, performance_key)
         return "missing" if record is None else str(record["status"])
 
     def write(self, record: Record) -> Path:

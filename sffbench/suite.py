@@ -30,7 +30,10 @@ _FOLDERS = (Path(__file__).parent / "suites", Path(__file__).parent.parent / "su
 
 
 class ModelEntry(BaseModel):
-    """A model of a suite: `name[:preset]`, where its weights are, the model's own options."""
+    """A model of a suite: `name[:preset]`, where its weights are, the model's own options.
+
+    `weights` is a file of the source's folder, or "random": drawn anew, read from nowhere.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

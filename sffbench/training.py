@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], None]
 
+WARM_UP_STEPS = 3
+"""Steps timed apart: the first makes optimiser state, plans and caches that the others reuse."""
+
 
 class Diverged(Exception):
     """The training loss or the validation error stopped being a finite number."""
@@ -51,16 +54,19 @@ class Trained:
 
     model: LTSM
     selected_step: int
-    validation_mse: float
+    validation_mse: float | None  # None where the protocol selects nothing
     candidates: list[dict[str, Any]]
     curve: list[dict[str, Any]]
     snapshots: list[Snapshot]  # every validated model where the protocol asks for an oracle
-    steps: Stopwatch
+    steps: Stopwatch  # of all steps
+    warm_up: Stopwatch  # of the first WARM_UP_STEPS among them
     preparation: Stopwatch
     validation: Stopwatch
     num_train_windows: int
+    num_warm_up_windows: int
     num_validation_windows: int
     num_trained: int
+    micro_batch: int  # training windows that were in memory at once
 
 
 def train(
@@ -103,6 +109,7 @@ class _Loop:
         self.validation_windows = validation_windows
         self.budget = StepBudget.resolve(protocol, len(train_windows))
         self.steps, self.preparation, self.validation = (Stopwatch(device) for _ in range(3))
+        self.warm_up = Stopwatch(device)
         self.sample = _validation_sample(validation_windows, protocol.num_validation)
         self.ctx = Context(
             task=task,
@@ -118,18 +125,21 @@ class _Loop:
         self.all: list[Snapshot] = []
         self.stale = 0
         self.num_train_windows = 0
+        self.num_warm_up_windows = 0
         self.num_trained = 0
 
     def run(self, model: LTSM, lr: float | None, progress: Progress) -> Trained:
         torch.manual_seed(stream(self.ctx.seed, "dropout").initial_seed())
         with self.preparation.running():
             model = self.strategy.prepare(model, self.ctx)
+        selects = self.protocol.selects
         if not self.strategy.trains:
-            mse = self._checked(self._score(model, None))
+            mse = self._checked(self._score(model, None)) if selects else None
             return self._trained(model, 0, mse, [])
-        self._record(None, self._checked(self.ctx.validate(model)))
+        if selects:
+            self._record(None, self._checked(self.ctx.validate(model)))
         self._run_phases(model, lr, progress)
-        return self._select()
+        return self._select() if selects else self._unselected(model)
 
     def _run_phases(self, model: LTSM, lr: float | None, progress: Progress) -> None:
         phases = self.strategy.phases(self.ctx)
@@ -147,22 +157,40 @@ class _Loop:
     def _run_steps(
         self, model: LTSM, num_steps: int, schedule: Callable[[int], float], progress: Progress
     ) -> None:
-        """`num_steps` steps, stopping for validation; the watch runs between validations only."""
+        """`num_steps` steps, stopping for validation; the watches run between validations only."""
         done = 0
         while done < num_steps and not self._out_of_patience():
             until_check = self.budget.validate_every - self.ctx.step % self.budget.validate_every
             burst = min(until_check, num_steps - done)
             model.train()
-            losses = []
-            with self.steps.running():
-                for i in range(burst):
-                    _set_lr(self.ctx.optimizer, schedule(done + i))
-                    losses.append(self._step(model))
+            factors = [schedule(done + i) for i in range(burst)]
+            cold = min(burst, max(0, WARM_UP_STEPS - self.ctx.step))
+            losses = self._warm_up(model, factors[:cold]) + self._burst(model, factors[cold:])
             done += burst
             progress(self.ctx.step, self.budget.num_steps)
             train_loss = self._checked(float(torch.stack(losses).double().mean()))
             if self.ctx.step % self.budget.validate_every == 0 or self._last_step():
                 self._validate(model, train_loss)
+
+    def _warm_up(self, model: LTSM, factors: list[float]) -> list[Tensor]:
+        """A burst whose time counts as training, but not in the rate."""
+        if not factors:
+            return []
+        with self.warm_up.running():
+            losses = self._burst(model, factors)
+        self.num_warm_up_windows = self.num_train_windows
+        return losses
+
+    def _burst(self, model: LTSM, factors: list[float]) -> list[Tensor]:
+        """One step for each learning-rate factor, timed as a whole; the losses of the steps."""
+        if not factors:
+            return []
+        losses = []
+        with self.steps.running():
+            for factor in factors:
+                _set_lr(self.ctx.optimizer, factor)
+                losses.append(self._step(model))
+        return losses
 
     def _step(self, model: LTSM) -> Tensor:
         batch = next(self.ctx.train)
@@ -172,6 +200,9 @@ class _Loop:
         return torch.as_tensor(loss, dtype=torch.float32).detach()
 
     def _validate(self, model: LTSM, train_loss: float) -> None:
+        if not self.protocol.selects:
+            self._record(train_loss, None)
+            return
         seen = self.strategy.eval_model(model, self.ctx)
         mse = self._checked(self.ctx.validate(seen))
         self._record(train_loss, mse)
@@ -197,8 +228,14 @@ class _Loop:
         model = self.strategy.finish(snapshot.model, self.ctx)
         return self._trained(model, snapshot.step, mse, candidates)
 
+    def _unselected(self, model: LTSM) -> Trained:
+        """What the last step left, unvalidated; its gradients no longer take up memory."""
+        model.zero_grad(set_to_none=True)
+        model = self.strategy.finish(self.strategy.eval_model(model, self.ctx), self.ctx)
+        return self._trained(model, self.ctx.step, None, [])
+
     def _trained(
-        self, model: LTSM, step: int, mse: float, candidates: list[dict[str, Any]]
+        self, model: LTSM, step: int, mse: float | None, candidates: list[dict[str, Any]]
     ) -> Trained:
         return Trained(
             model=model,
@@ -208,11 +245,14 @@ class _Loop:
             curve=self.curve,
             snapshots=self.all,
             steps=self.steps,
+            warm_up=self.warm_up,
             preparation=self.preparation,
             validation=self.validation,
             num_train_windows=self.num_train_windows,
-            num_validation_windows=len(self.validation_windows),
+            num_warm_up_windows=self.num_warm_up_windows,
+            num_validation_windows=len(self.validation_windows) if self.protocol.selects else 0,
             num_trained=self.num_trained,
+            micro_batch=self.ctx.micro_batch or self.budget.batch_size,
         )
 
     def _score(self, model: LTSM, sample: Tensor | None) -> float:
@@ -231,7 +271,7 @@ class _Loop:
         self.num_trained = max(self.num_trained, sum(trained.values()))
         return optimizer
 
-    def _record(self, train_loss: float | None, mse: float) -> None:
+    def _record(self, train_loss: float | None, mse: float | None) -> None:
         point = {"step": self.ctx.step, "train_loss": train_loss, "validation_mse": mse}
         self.curve.append(point | {"train_s": round(self.steps.wall_s, 4)})
 

@@ -7,7 +7,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
@@ -29,6 +29,28 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if "slow" in item.keywords:
             item.add_marker(skip)
+
+
+NOT_APPLICABLE = "n/a: "
+
+
+@pytest.fixture(scope="session")
+def not_applicable() -> Callable[[str], NoReturn]:
+    """`not_applicable(reason)` ends a test of something that the model declares it cannot do."""
+
+    def skip(reason: str) -> NoReturn:
+        pytest.skip(NOT_APPLICABLE + reason)
+
+    return skip
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """How many tests no model was asked to pass: they are counted apart from other skips."""
+    skipped = terminalreporter.getreports("skipped")
+    declared = [
+        report for report in skipped if f"Skipped: {NOT_APPLICABLE}" in str(report.longrepr)
+    ]
+    terminalreporter.write_line(f"n/a by declared capability: {len(declared)}")
 
 
 @pytest.fixture(autouse=True, scope="session")

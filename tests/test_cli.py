@@ -246,7 +246,7 @@ def test_run_exits_1_when_a_cell_failed_and_its_json_alone_is_on_stdout(
     code, out, _ = call(*words, "--shard", "1/2", "--json")  # last-value alone
     assert (code, json.loads(out)) == (
         0,
-        {"cells": 1, "ran": 0, "counts": {"ok": 1}, "failed": []},
+        {"cells": 1, "ran": 0, "left": 0, "counts": {"ok": 1}, "failed": []},
     )
     code, out, err = call("table", "--results", "R")
     assert (code, err) == (0, "")

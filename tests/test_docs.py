@@ -121,7 +121,9 @@ def test_the_models_page_prints_every_preset_with_its_numbers():
         assert f"| {' | '.join(map(str, shown))} | {row['licence']} |" in page, row["model"]
 
 
-@pytest.mark.parametrize("name", ["quick", "standard", "full-shot", "sff-paper"])
+@pytest.mark.parametrize(
+    "name", ["quick", "standard", "full-shot", "sff-paper", "speed", "speed-gpu"]
+)
 def test_the_rules_page_prints_the_numbers_of_the_protocols(name):
     from sffbench import protocol
 

@@ -8,8 +8,11 @@ from sffbench.errors import InputError
 from sffbench.protocol import Budget, Protocol
 
 
-def test_the_four_protocols_are_registered() -> None:
-    assert protocol.names() == ["quick", "standard", "full-shot", "sff-paper"]
+def test_the_six_protocols_are_registered() -> None:
+    accuracy, speed = protocol.names()[:4], protocol.names()[4:]
+    assert accuracy == ["quick", "standard", "full-shot", "sff-paper"]
+    assert speed == ["speed", "speed-gpu"]
+    assert not any(protocol.get(name).ranked or protocol.get(name).selects for name in speed)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +93,6 @@ def test_both_kinds_of_length_are_refused() -> None:
         "batch_size",
         "validate_every",
         "num_validation",
-        "num_snapshots",
         "patience",
         "num_test",
         "lookback",
@@ -101,6 +103,16 @@ def test_a_count_below_one_is_refused(field: str, value: int) -> None:
     fields = {"name": "mine", "max_steps": 1, "batch_size": 1} | {field: value}
     with pytest.raises(ValidationError, match="must be at least 1"):
         Protocol(**fields)
+
+
+def test_without_snapshots_nothing_is_selected_so_nothing_may_ask_for_validation() -> None:
+    fields = {"name": "mine", "max_steps": 1, "batch_size": 1, "num_snapshots": 0}
+    assert not Protocol(**fields).selects
+    for unfit in ({"patience": 1}, {"oracle": True}):
+        with pytest.raises(ValidationError, match="validates nothing"):
+            Protocol(**fields | unfit)
+    with pytest.raises(ValidationError, match="must be at least 1"):
+        Protocol(**fields | {"num_snapshots": -1})
 
 
 def test_a_protocol_cannot_be_changed_in_place() -> None:

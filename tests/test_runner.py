@@ -58,7 +58,13 @@ def test_an_ok_record_has_every_documented_part(cells_of: Cells) -> None:
         "test_windows",
         "train_windows_per_s",
         "test_windows_per_s",
+        "train_batch",
+        "test_batch",
+        "warm_up_s",
+        "warm_up_windows",
         "peak_memory_bytes",
+        "train_peak_memory_bytes",
+        "test_peak_memory_bytes",
         "num_parameters",
         "num_trained",
     }
@@ -75,6 +81,7 @@ def test_an_ok_record_has_every_documented_part(cells_of: Cells) -> None:
     assert record["flags"] == {
         "synthetic": True,
         "tiny": False,
+        "untrained": False,
         "ranked": True,
         "cluster": "ett1",
         "unrolled": False,
@@ -104,9 +111,13 @@ def test_the_counts_and_costs_equal_their_closed_forms(cells_of: Cells, small_tt
     assert cost["train_windows"] == 4 * 16
     assert cost["test_windows"] == NUM_TEST
     assert cost["num_parameters"] == cost["num_trained"] == num_parameters
-    assert cost["train_windows_per_s"] == pytest.approx(64 / cost["train_s"])
+    assert cost["warm_up_windows"] == 3 * 16  # of four steps the fourth is in the rate
+    measured_s = cost["train_s"] - cost["warm_up_s"]
+    assert cost["train_windows_per_s"] == pytest.approx(16 / measured_s)
+    assert (cost["train_batch"], cost["test_batch"]) == (16, 256)
     assert cost["test_windows_per_cpu_s"] == pytest.approx(NUM_TEST / cost["test_cpu_s"])
-    assert cost["peak_memory_bytes"] is None or cost["peak_memory_bytes"] > 2**20
+    peaks = [cost[f"{part}peak_memory_bytes"] for part in ("", "train_", "test_")]
+    assert peaks == [None] * 3 or (peaks[0] >= max(peaks) and min(peaks) > 2**20)
 
 
 def test_zero_shot_scores_are_those_of_a_float64_oracle(cells_of: Cells, small_ttm: Path) -> None:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import queue
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
@@ -52,13 +54,14 @@ class _Pool:
     processes: set[subprocess.Popen[str]] = field(default_factory=set)
     under_way: set[str] = field(default_factory=set)
     deaths: Counter[str] = field(default_factory=Counter)
+    deadline: float = math.inf  # of time.monotonic: no cell starts after it
     closing: bool = False
 
     def work(self) -> None:
         """Body of one thread: keep one worker process alive and fed until nothing is left."""
         worker: subprocess.Popen[str] | None = None
         try:
-            while not self.closing:
+            while not self.closing and time.monotonic() < self.deadline:
                 try:
                     spec = self.todo.get_nowait()
                 except queue.Empty:
@@ -153,14 +156,22 @@ def write_off(store: Store, spec: RunSpec, device: str, code: int | None = None)
 
 
 def run_local(
-    specs: Sequence[RunSpec], results: Path, device: str, jobs: int, threads: int
+    specs: Sequence[RunSpec],
+    results: Path,
+    device: str,
+    jobs: int,
+    threads: int,
+    time_limit_s: float = math.inf,
 ) -> Generator[Event, None, None]:
-    """Run cells on `jobs` workers; yields events as they come. Closing the iterator stops all."""
+    """Run cells on `jobs` workers; yields events as they come. Closing the iterator stops all.
+
+    After `time_limit_s` no further cell starts; those under way are finished.
+    """
     store = Store(results)
     todo: queue.SimpleQueue[RunSpec] = queue.SimpleQueue()
     for spec in specs:
         todo.put(spec)
-    pool = _Pool(store, device, threads, todo)
+    pool = _Pool(store, device, threads, todo, deadline=time.monotonic() + time_limit_s)
     active = [threading.Thread(target=pool.work, daemon=True) for _ in range(min(jobs, len(specs)))]
     for thread in active:
         thread.start()

@@ -172,14 +172,16 @@ def create(
 ) -> LTSM:
     """A randomly initialised model, each parameter drawn from its own stream (seed, name).
 
-    `config` overrides fields of the preset's config, so any size can be made. The same seed gives
-    the same weights on every machine, whatever the order of the parameters.
+    `config` overrides fields of the preset's config, so any size can be made, and sets the model's
+    options. The same seed gives the same weights on every machine, whatever the order of the
+    parameters.
     """
     import sffkernels
 
     chosen = preset(name)
-    if stray := [key for key in config if key not in chosen.config]:
-        raise unknown(f"config field of {name}", stray[0], sorted(chosen.config))
+    allowed = chosen.config.keys() | get(name).variant(chosen.config).options
+    if stray := [key for key in config if key not in allowed]:
+        raise unknown(f"config field of {name}", stray[0], sorted(allowed))
     built = _empty(
         get(name),
         {**chosen.config, **config},

@@ -186,6 +186,8 @@ class Row:
     def unranked(self) -> str | None:
         """Why the row cannot be ranked; None for ranked rows and for references."""
         protocol = self.sample["cell"]["protocol"]
+        if "untrained" in self.flagged:
+            return "random weights"
         if not protocol.get("ranked", protocol["name"] != "quick"):
             return f"{protocol['name']} protocol"
         if self.strategy not in REFERENCES and 0 < self.seed_counts[0] < MIN_SEEDS:

@@ -18,7 +18,7 @@ from sffbench.report import identity
 from sffbench.report.board import Board, Cell, Column, Cost, Row, finite
 from sffbench.report.records import Record, is_ok, newest, preferred, with_missing
 
-__all__ = ["build"]
+__all__ = ["build", "grouped"]
 
 
 def build(
@@ -33,15 +33,16 @@ def build(
     """
     everything = list(records)
     current = with_missing(newest(everything), expected or ())
-    timed = _grouped((r for r in everything if is_ok(r)), identity.board_key)
-    groups = _grouped(current, identity.board_key)
+    timed = grouped((r for r in everything if is_ok(r)), identity.board_key)
+    groups = grouped(current, identity.board_key)
     boards = [_board(key, group, timed.get(key, [])) for key, group in groups.items()]
     return sorted(boards, key=_board_order)
 
 
-def _grouped(
+def grouped(
     records: Iterable[Record], key: Callable[[Record], Hashable]
 ) -> dict[Any, list[Record]]:
+    """Records by what `key` says of them, in order of first appearance."""
     groups: dict[Any, list[Record]] = {}
     for record in records:
         groups.setdefault(key(record), []).append(record)
@@ -57,8 +58,8 @@ def _board_order(board: Board) -> tuple[Any, ...]:
 def _board(key: tuple[str, ...], records: list[Record], timed: list[Record]) -> Board:
     columns = _columns(records)
     cost_device = _most_common(identity.device(record) for record in timed)
-    by_row = _grouped(records, identity.row_key)
-    timed_by_row = _grouped(timed, identity.row_key)
+    by_row = grouped(records, identity.row_key)
+    timed_by_row = grouped(timed, identity.row_key)
     samples = {key: _sample(group) for key, group in by_row.items()}
     ordered = sorted(samples, key=lambda row_key: identity.row_order(samples[row_key]))
     suffixes = _suffixes([samples[row_key] for row_key in ordered])
@@ -97,7 +98,7 @@ def _most_common(names: Iterable[str]) -> str | None:
 def _columns(records: list[Record]) -> list[Column]:
     keys = identity.columns_of(records)
     repeated = Counter(name for name, _ in keys)
-    by_key = _grouped(records, identity.column_key)
+    by_key = grouped(records, identity.column_key)
     return [
         Column(
             key=key,
@@ -139,7 +140,7 @@ def _row(
     cost_device: str,
     suffix: str,
 ) -> Row:
-    by_column = _grouped(records, identity.column_key)
+    by_column = grouped(records, identity.column_key)
     seeds = tuple(sorted({record["cell"]["seed"] for record in records}))
     devices = {identity.device(record) for record in records if is_ok(record)}
     return Row(
@@ -157,7 +158,7 @@ def _row(
 
 
 def _cell(records: list[Record], seeds: tuple[int, ...]) -> Cell:
-    by_seed = _grouped(records, lambda record: record["cell"]["seed"])
+    by_seed = grouped(records, lambda record: record["cell"]["seed"])
     return Cell({seed: preferred(same) for seed, same in by_seed.items()}, seeds)
 
 

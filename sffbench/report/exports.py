@@ -201,7 +201,13 @@ _COST = (
     "test_cpu_s",
     "train_windows_per_cpu_s",
     "test_windows_per_cpu_s",
+    "warm_up_s",
+    "warm_up_windows",
+    "train_batch",
+    "test_batch",
     "peak_memory_bytes",
+    "train_peak_memory_bytes",
+    "test_peak_memory_bytes",
     "num_parameters",
     "num_trained",
 )

@@ -37,6 +37,7 @@ __all__ = [
     "row_order",
     "settings",
     "strategy_key",
+    "untrained",
 ]
 
 DATA_ORDER = ("ETTh1", "ETTh2", "ETTm1", "ETTm2", "Weather", "Exchange")
@@ -48,7 +49,7 @@ STRATEGY_ORDER = (
     "full",
     "sff",
 )
-FLAGS = ("synthetic", "tiny", "unrolled", "leaked")
+FLAGS = ("synthetic", "tiny", "untrained", "unrolled", "leaked")
 
 # Protocol fields that a model's card or a strategy may set: they tell rows apart, not tables.
 ROW_FIELDS = frozenset({"lr", "lookback"})
@@ -190,7 +191,14 @@ def flags(record: Record) -> set[str]:
         raised.add("synthetic")
     if cell["model"].get("tiny") or cell["model"]["preset"] == "tiny":
         raised.add("tiny")
+    if untrained(record):
+        raised.add("untrained")
     return raised
+
+
+def untrained(record: Record) -> bool:
+    """Whether the run started from random weights: it has a cost, and no accuracy to speak of."""
+    return str(record["cell"]["model"].get("weights")).startswith("random:")
 
 
 def overlap_unknown(record: Record) -> bool:

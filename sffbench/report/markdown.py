@@ -13,7 +13,7 @@ from sffbench.report.effects import Baselines, Effect, against, leaders, losses
 from sffbench.report.notes import notes, rate_unit, summary_notes, summary_title, title
 from sffbench.report.overall import Summary, SummaryRow
 
-__all__ = ["effect_text", "error_text", "markdown"]
+__all__ = ["effect_text", "error_text", "markdown", "pipe_table", "quantity"]
 
 
 def markdown(boards: Sequence[Board], summaries: Sequence[Summary]) -> str:
@@ -49,7 +49,7 @@ def _board_table(board: Board, rows: Sequence[Row]) -> str:
         )
     right = len(labels) + 3
     alignment = ["left"] * 2 + ["right"] * (right + 3) + ["left"] * 2
-    return _table([*headers, *_cost_headers(board)], body, alignment)
+    return pipe_table([*headers, *_cost_headers(board)], body, alignment)
 
 
 def _cost_headers(board: Board) -> list[str]:
@@ -57,7 +57,8 @@ def _cost_headers(board: Board) -> list[str]:
     return [f"train windows/{unit}", f"test windows/{unit}", "peak MiB", "device", "flags"]
 
 
-def _table(headers: Sequence[str], body: list[list[str]], alignment: Sequence[str]) -> str:
+def pipe_table(headers: Sequence[str], body: list[list[str]], alignment: Sequence[str]) -> str:
+    """A Markdown table; nothing in a cell can end it."""
     from tabulate import tabulate
 
     safe = [[text.replace("|", "\\|") for text in line] for line in body]
@@ -116,15 +117,16 @@ def _cost(row: Row, board: Board) -> list[str]:
         else (cost.train_windows_per_s, cost.test_windows_per_s)
     )
     return [
-        _quantity(train),
-        _quantity(test),
-        _quantity(mebibytes),
+        quantity(train),
+        quantity(test),
+        quantity(mebibytes),
         _devices(row, board) or "n/a",
         _flags(row),
     ]
 
 
-def _quantity(value: float | None) -> str:
+def quantity(value: float | None) -> str:
+    """Whole numbers with commas from 100 on, three digits below; `n/a` for None."""
     if value is None:
         return "n/a"
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
@@ -156,7 +158,7 @@ def _summary_section(summary: Summary, boards: Sequence[Board]) -> str:
     parts = [
         f"### {summary_title(summary, boards)}",
         "",
-        _table(headers, body, alignment),
+        pipe_table(headers, body, alignment),
         "",
         *lines,
     ]

@@ -74,6 +74,11 @@ def _warnings(board: Board) -> Iterator[str]:
             "[tiny]: a very small network shipped with the package, pretrained on synthetic "
             "series. It stands for no published checkpoint."
         )
+    if any("untrained" in row.flagged for row in board.rows):
+        yield (
+            "[untrained]: weights drawn at random, no checkpoint. What it costs is real; what it "
+            "forecasts says nothing."
+        )
     if any("unrolled" in row.flagged for row in board.rows):
         yield "[unrolled]: the horizon exceeds the model's own, so it forecasts from its forecasts."
     if any("leaked" in row.flagged for row in board.rows):

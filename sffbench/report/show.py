@@ -147,8 +147,11 @@ def _results(record: Record) -> Iterator[str]:
             yield _line(name, _fields(value))
     validation = record.get("validation") or {}
     if validation:
-        yield _line("selected", f"step {validation.get('selected_step')}, on validation only")
-        yield _line("validation", f"mse={_value(validation.get('mse'))}")
+        chosen, mse = validation.get("selected_step"), validation.get("mse")
+        how = "on validation only" if mse is not None else "nothing was validated"
+        yield _line("selected", f"step {chosen}, {how}")
+        if mse is not None:
+            yield _line("validation", f"mse={_value(mse)}")
     for candidate in validation.get("candidates") or ():
         yield _line("candidate", _fields(candidate))
 

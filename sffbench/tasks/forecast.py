@@ -37,6 +37,7 @@ class Scores:
     num_windows: int
     mse_per_channel: tuple[float, ...]
     mae_per_channel: tuple[float, ...]
+    batch_size: int  # windows that were forecast at once
 
     def mase(self, scale: NDArray[np.float64]) -> float | None:
         """MAE over the naive in-sample error; None if a channel is constant or has no window."""
@@ -67,16 +68,28 @@ class Forecast:
         index: Tensor | None = None,
         batch_size: int | None = None,
     ) -> Scores:
-        """Score every window, or those of `index`; `batch_size` at a time changes no score."""
+        """Score every window, or those of `index`; `batch_size` at a time changes no score.
+
+        When memory runs out the batch is halved, and stays halved.
+        """
         batch_size = batch_size or EVAL_BATCH.get(windows.device.type, 256)
         if index is None:
             index = torch.arange(len(windows))
+        batch_size = min(batch_size, len(index))
         squared = torch.zeros(windows.num_channels, dtype=torch.float64)
         absolute = torch.zeros_like(squared)
         counts = torch.zeros_like(squared)
-        for part in index.split(batch_size):
-            past, future = windows.batch(part)
-            error = (forecaster(past, self.horizon) - future).squeeze(1).double()
+        start = 0
+        while start < len(index):
+            part = index[start : start + batch_size]
+            try:
+                error = self._error(forecaster, *windows.batch(part))
+            except torch.OutOfMemoryError:
+                if batch_size == 1:
+                    raise
+                batch_size //= 2
+                continue
+            start += len(part)
             channel = windows.channels_of(part)
             squared.index_add_(0, channel, error.square().mean(-1).cpu())
             absolute.index_add_(0, channel, error.abs().mean(-1).cpu())
@@ -87,4 +100,9 @@ class Forecast:
             num_windows=len(index),
             mse_per_channel=tuple((squared / counts).tolist()),
             mae_per_channel=tuple((absolute / counts).tolist()),
+            batch_size=batch_size,
         )
+
+    def _error(self, forecaster: Forecaster, past: Tensor, future: Tensor) -> Tensor:
+        """Forecast minus truth in float64, [B, H]."""
+        return (forecaster(past, self.horizon) - future).squeeze(1).double()

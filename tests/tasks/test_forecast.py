@@ -124,12 +124,12 @@ def test_evaluation_keeps_no_gradients(windows: Windows) -> None:
 
 @pytest.mark.parametrize("scale", [[1.0, 0.0], [1.0, float("nan")]])
 def test_mase_is_absent_where_a_channel_has_no_scale(scale: list[float]) -> None:
-    scores = Scores(1.0, 1.0, 2, (1.0, 1.0), (1.0, 1.0))
+    scores = Scores(1.0, 1.0, 2, (1.0, 1.0), (1.0, 1.0), 2)
     assert scores.mase(np.array(scale)) is None
 
 
 def test_mase_is_absent_where_a_channel_has_no_window() -> None:
-    scores = Scores(1.0, 1.0, 1, (1.0, float("nan")), (1.0, float("nan")))
+    scores = Scores(1.0, 1.0, 1, (1.0, float("nan")), (1.0, float("nan")), 1)
     assert scores.mase(np.ones(2)) is None
 
 
