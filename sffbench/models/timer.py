@@ -9,7 +9,7 @@ bottom.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,7 +24,11 @@ if TYPE_CHECKING:
     from sffkernels import Init
 
 ROPE_BASE = 10_000.0  # the config's `rope_theta` is ignored by the authors' code, and so it is here
-ACTIVATIONS = {"silu": F.silu, "gelu": F.gelu, "relu": F.relu}  # by `hidden_act`
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {  # by `hidden_act`
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "relu": F.relu,
+}
 REQUIRED = (
     "input_token_len",
     "hidden_size",
