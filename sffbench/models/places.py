@@ -110,12 +110,11 @@ def _fetched(name: str, repository: str, revision: str | None, weights: str) -> 
 
 
 def _named(cards: dict[str, Preset], repository: str, revision: str | None) -> list[str]:
-    """The presets published in that repository (and revision)."""
-    return [
-        each
-        for each, card in cards.items()
-        if card.hub == repository and revision in (None, card.revision)
-    ]
+    """The presets published in that repository; of its `main` branch where no other is named."""
+    found = {each: card for each, card in cards.items() if card.hub == repository}
+    if revision is None and any(card.revision == "main" for card in found.values()):
+        revision = "main"
+    return [each for each, card in found.items() if revision in (None, card.revision)]
 
 
 def _unknown(

@@ -36,6 +36,7 @@ class Hub(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
+        self.num_commits = 0
         self.repositories: dict[str, Repository] = {}
         self.status: dict[str, int] = {}
         self.cut_bytes: int | None = None
@@ -58,7 +59,8 @@ class Hub(ThreadingHTTPServer):
     def commit(self, repository: str, files: Mapping[str, bytes], branch: str = "main") -> str:
         """A new commit of these files alone, at the tip of a branch; its SHA-1."""
         repo = self.repositories.setdefault(repository, Repository())
-        digest = hashlib.sha1(f"{branch}{len(repo.commits)}{sorted(files)}".encode()).hexdigest()
+        self.num_commits += 1
+        digest = hashlib.sha1(f"commit {self.num_commits}".encode()).hexdigest()
         repo.commits[digest] = dict(files)
         repo.branches[branch] = digest
         return digest

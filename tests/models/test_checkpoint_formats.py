@@ -9,7 +9,7 @@ import os
 import pickle
 import shutil
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
@@ -188,6 +188,14 @@ def test_weights_without_a_config_tell_which_preset_they_are(tmp_path: Path):
     assert "its weights are no preset of timer" in refused("timer", tmp_path)
 
 
+def test_the_pretraining_file_of_units_alone_tells_its_size(tmp_path: Path):
+    state = models.create("units:x32", seed=1).state_dict()
+    torch.save(pretraining(state), tmp_path / "units_x32_pretrain_checkpoint.pth")
+    loaded = models.load("units", tmp_path).state_dict()
+    assert loaded.keys() == state.keys()
+    assert all(torch.equal(loaded[key], state[key]) for key in state)
+
+
 def test_weights_of_several_presets_without_a_config_ask_for_a_name(tmp_path: Path):
     state = models.create("ttm:r2-512-96").state_dict()
     save_file(state, tmp_path / "model.safetensors")
@@ -352,6 +360,7 @@ def test_a_pickled_network_is_refused_by_the_class_that_it_needs(tmp_path: Path)
     assert "needs code to be read (torch.nn.modules.linear.Linear)" in refused("timer", tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.jit itself
 def test_torchscript_is_refused_with_the_way_out(tmp_path: Path):
     start("timer_legacy", tmp_path)
     script = torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2))
@@ -363,9 +372,9 @@ def test_torchscript_is_refused_with_the_way_out(tmp_path: Path):
 
 def test_arguments_beside_the_weights_do_not_make_others_welcome(tmp_path: Path):
     state = start("units_pretrain", tmp_path)
-    content = pretraining(state) | {"args": argparse.ArgumentParser()}
+    content = pretraining(state) | {"args": PurePosixPath("a")}
     torch.save(content, tmp_path / "checkpoint.pth")
-    assert "needs code to be read (argparse.ArgumentParser)" in refused("units", tmp_path)
+    assert "needs code to be read (pathlib.PurePosixPath)" in refused("units", tmp_path)
 
 
 PAGE = b"<!DOCTYPE html>\n<html><body>Sign in to download</body></html>"
