@@ -7,16 +7,21 @@ PIP_FLAGS ?=
 # Options of `sffbench run`, for example RUN="--jobs 1 --device cpu".
 RUN ?=
 RESULTS ?= results/local
+# One call of `make bench-gpu` starts nothing new after this many seconds; the next call goes on.
+BENCH_S ?= 420
 # Two processes; a module stays in one, so that what it shares is made once.
 PYTEST_FLAGS ?= -n 2 --dist loadscope
 
 BIN := .venv/bin
 READY := .venv/.ready
+GPU := $(RESULTS)/gpu
+GPU_BENCHES := $(patsubst suites/regression/%.py,$(GPU)/%.json,$(wildcard suites/regression/bench_*.py))
+STARTED := $(shell date +%s)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile -c constraints.txt $(PIP_FLAGS)
-BENCH := $(BIN)/python -m pytest suites/regression -o python_files='bench_*.py' -o python_functions=bench
+BENCH := $(BIN)/python -m pytest -o python_files='bench_*.py' -o python_functions=bench
 
 .DEFAULT_GOAL := venv
-.PHONY: help venv leaderboard leaderboard-real test test-all check bench bench-gpu clean data-is-set
+.PHONY: help venv leaderboard leaderboard-real test test-all check bench bench-gpu throughput clean data-is-set gpu-is-here
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 20
@@ -55,11 +60,27 @@ check: $(READY) ## ruff and mypy
 	$(BIN)/mypy
 
 bench: $(READY) ## windows per CPU-second, ours against a loop like SFF's released one
-	OMP_NUM_THREADS=1 $(BENCH)
+	OMP_NUM_THREADS=1 $(BENCH) suites/regression
 
-bench-gpu: $(READY) ## the same on a GPU
+throughput: $(READY) ## windows/s and memory of published sizes on one core (about half an hour)
+	$(BIN)/sffbench run throughput --results $(RESULTS)/throughput --device cpu $(RUN)
+	@$(BIN)/sffbench table --results $(RESULTS)/throughput --suite throughput
+
+# Resumable, 8 minutes a call: each module of suites/regression runs once and leaves a file, then the
+# suite runs cell by cell until the time is up. Call it until nothing is left.
+bench-gpu: gpu-is-here $(GPU_BENCHES) ## the same and `throughput-gpu`, on a GPU; repeat until nothing is left
+	$(BIN)/sffbench run throughput-gpu --results $(GPU) --device cuda \
+	    --time-limit $$(( $(STARTED) + $(BENCH_S) > $$(date +%s) ? $(STARTED) + $(BENCH_S) - $$(date +%s) : 0 )) $(RUN)
+	@$(BIN)/sffbench table --results $(GPU) --suite throughput-gpu
+
+gpu-is-here: $(READY)
 	@$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || { echo "make: bench-gpu needs a CUDA device, and torch sees none"; exit 2; } >&2
-	$(BENCH) --device cuda
+
+# A module that fails leaves no file, and is tried again.
+$(GPU)/bench_%.json: suites/regression/bench_%.py | gpu-is-here
+	@mkdir -p $(@D)
+	@if [ $$(( $$(date +%s) - $(STARTED) )) -ge $(BENCH_S) ]; then echo "left for the next call: $<"; \
+	else set -x; $(BENCH) $< --device cuda --benchmark-json $@.part && mv $@.part $@; fi
 
 clean: ## remove .venv, caches and local results
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks build dist results/local

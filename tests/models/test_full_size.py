@@ -88,6 +88,7 @@ def _step(model, past, future):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # a minute alone, many where others use the machine
 @pytest.mark.parametrize(
     ("model", "name"), [(p, p) for p in PRESETS], indirect=["model"], ids=PRESETS
 )
