@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 __all__ = ["LTSM", "check_options", "create", "describe", "get", "load", "names", "parse", "preset"]
 
 _SHARED = frozenset(
-    {"base", "blocks", "checkpoint", "fetch", "formats", "hub", "lockfile", "places", "recognise"}
+    {
+        *("base", "blocks", "checkpoint", "fetch", "formats", "hub", "lockfile", "places"),
+        *("recognise", "twin"),
+    }
 )
 Source = str | os.PathLike[str] | None
 
@@ -176,7 +179,7 @@ def create(
     options. The same seed gives the same weights on every machine, whatever the order of the
     parameters.
     """
-    import sffkernels
+    from sffbench.models.twin import mix_
 
     chosen = preset(name)
     allowed = chosen.config.keys() | get(name).variant(chosen.config).options
@@ -188,15 +191,7 @@ def create(
         lookback or chosen.lookback,
         horizon or chosen.horizon,
     )
-    table, parameters = built.initial(init), dict(built.named_parameters())
-    sffkernels.interpolate_(
-        list(parameters.values()),
-        0.0,
-        init=[table[key] for key in parameters],
-        c=1.0,
-        seed=seed,
-        names=list(parameters),
-    )
+    mix_(built, 0.0, built.initial(init), seed=seed)
     return built.eval()
 
 

@@ -8,13 +8,16 @@ official state dict. The models that join these parts are in `moirai.py` and `_m
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sffbench.models.blocks import Dropout, call
+
+if TYPE_CHECKING:
+    from sffbench.models.twin import Start
 
 ROPE_BASE = 10_000.0
 EPSILON = 1e-5  # of all norms
@@ -32,6 +35,16 @@ class InProjection(nn.Module):
     def forward(self, values: Tensor, which: int) -> Tensor:
         size = self.sizes[which]
         return F.linear(values[..., :size], self.weight[which, :, :size], self.bias[which])
+
+    def start(self) -> tuple[Start, Start]:
+        """Weight and bias U(-k, k) with k = 1 / sqrt(s) for patch size s; unused columns 0."""
+        from sffbench.models.twin import Slabs
+        from sffkernels import Init
+
+        every = slice(None)
+        laws = tuple(Init.fan_in_uniform(size) for size in self.sizes)
+        columns = tuple((every, slice(size)) for size in self.sizes)
+        return Slabs(laws, columns), Slabs(laws, ((every,),) * len(laws))
 
 
 class OutProjection(nn.Module):
@@ -54,6 +67,15 @@ class OutProjection(nn.Module):
         found = F.linear(hidden, self.weight[which, :used])
         found = F.pad(found, (0, self.weight.shape[1] - used)) + self.bias[which]
         return found.reshape(*hidden.shape[:-1], self.dim, -1).transpose(-1, -2)
+
+    def start(self) -> tuple[Start, Start]:
+        """Weight and bias U(-k, k) with k = 1 / sqrt(D); unused rows 0, those of the bias too."""
+        from sffbench.models.twin import Slabs
+        from sffkernels import Init
+
+        laws = (Init.fan_in_uniform(self.weight.shape[2]),) * len(self.sizes)
+        rows = tuple((slice(self.dim * size),) for size in self.sizes)
+        return Slabs(laws, rows), Slabs(laws, rows)
 
 
 def rotary(time: Tensor, width: int) -> tuple[Tensor, Tensor]:

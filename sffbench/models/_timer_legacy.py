@@ -9,7 +9,6 @@ d_ff=256)`; read top to bottom.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -28,11 +27,12 @@ from sffbench.models.blocks import (
     masked_mean,
     next_tokens,
     pointwise,
+    sinusoids,
 )
 from sffbench.models.timer import Timer
 
 if TYPE_CHECKING:
-    from sffkernels import Init
+    from sffbench.models.twin import Start
 
 POSITIONS = "patch_embedding.position_embedding.pe"
 # The names by which the authors' wrapper knows its backbone and, again, the parts of it.
@@ -237,13 +237,10 @@ class TimerLegacy(Timer):
         return state
 
     def reset_buffers(self) -> None:
-        """pe[i, 2j] = sin(i w), pe[i, 2j + 1] = cos(i w), w = 10000^(-2j/D)."""
+        """The positions follow from a formula."""
         table = self.get_buffer(POSITIONS)
-        num_places, width = table.shape[1:]
-        rate = torch.exp(torch.arange(0, width, 2) * (-math.log(10_000.0) / width))
-        angle = torch.arange(num_places)[:, None] * rate
-        table[0, :, 0::2], table[0, :, 1::2] = angle.sin(), angle.cos()[:, : width // 2]
+        table.copy_(sinusoids(*table.shape[1:])[None])
 
-    def initial(self, init: InitName = "usable") -> dict[str, Init]:
+    def initial(self, init: InitName = "usable") -> dict[str, Start]:
         """PyTorch's defaults, as the authors leave them; the positions are no parameter."""
         return default_init(self)

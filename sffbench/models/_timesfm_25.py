@@ -24,7 +24,7 @@ from sffbench.models.timer import Cache, rotate
 from sffbench.models.timesfm import LOG2_E, TimesFM
 
 if TYPE_CHECKING:
-    from sffkernels import Init
+    from sffbench.models.twin import Start
 
 ROPE_BASE = 10_000.0
 
@@ -320,7 +320,7 @@ class TimesFM25(TimesFM):
         """The names of the `transformers` port become the authors'; q, k and v are joined."""
         return inputs.official_names(state)
 
-    def initial(self, init: InitName = "usable") -> dict[str, Init]:
+    def initial(self, init: InitName = "usable") -> dict[str, Start]:
         """PyTorch's defaults for linear maps; query scales 0, which scale by 1 / sqrt(d).
 
         The authors' norm gains start at 0 ("published"), which cuts every layer off; "usable" has

@@ -21,7 +21,7 @@ from sffbench.errors import InputError
 from sffbench.models.blocks import quantile
 
 if TYPE_CHECKING:
-    from sffkernels import Init
+    from sffbench.models.twin import Start
 
 InitName = Literal["usable", "published"]
 CAPABILITIES = frozenset({"forecast", "zero-shot", "imputation", "anomaly", "probabilistic"})
@@ -142,8 +142,11 @@ class LTSM(nn.Module):
         """Scalar fine-tuning loss of the model's authors."""
 
     @abstractmethod
-    def initial(self, init: InitName = "usable") -> dict[str, Init]:
-        """The authors' random initialisation: one `Init` per parameter name, aliases once."""
+    def initial(self, init: InitName = "usable") -> Mapping[str, Start]:
+        """The authors' random initialisation: one start per parameter name, aliases once.
+
+        An `sffkernels.Init`, or a `twin.Whole` where no elementwise distribution says it.
+        """
 
     def _sample(
         self,
@@ -339,7 +342,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def default_init(model: nn.Module, given: Mapping[str, Init] | None = None) -> dict[str, Init]:
+def default_init(model: nn.Module, given: Mapping[str, Start] | None = None) -> dict[str, Start]:
     """PyTorch's own defaults for Linear, Conv1d and LayerNorm, per parameter name.
 
     Linear and Conv1d: weight and bias U(-k, k), k = 1 / sqrt(fan_in). LayerNorm: weight 1, bias 0.
@@ -348,10 +351,11 @@ def default_init(model: nn.Module, given: Mapping[str, Init] | None = None) -> d
     """
     from sffkernels import Init
 
-    table: dict[str, Init] = {}
+    table: dict[str, Start] = {}
     for prefix, module in model.named_modules():
         for name, _ in module.named_parameters(recurse=False):
             full = f"{prefix}.{name}" if prefix else name
+            drawn: Start
             if given is not None and full in given:
                 drawn = given[full]
             elif isinstance(module, nn.LayerNorm):

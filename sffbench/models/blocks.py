@@ -7,6 +7,7 @@ layer to the last axis but one without transposing. Both compute what their plai
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -125,6 +126,13 @@ def next_tokens(past: Tensor, future: Tensor, token: int) -> tuple[Tensor, Tenso
     series = torch.cat([past, future], dim=1)
     target = series[:, token:]
     return series[:, : -(-target.shape[1] // token) * token], target
+
+
+def sinusoids(num_places: int, width: int) -> Tensor:
+    """pe[i, 2j] = sin(i w), pe[i, 2j + 1] = cos(i w), w = 10000^(-2j/D): [places, D]."""
+    rate = torch.exp(torch.arange(0, width, 2) * (-math.log(10_000.0) / width))
+    angle = torch.arange(num_places)[:, None] * rate
+    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)[:, :width]
 
 
 def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:

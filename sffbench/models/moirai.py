@@ -25,7 +25,7 @@ from sffbench.models.base import LTSM, InitName, Preset, default_init
 from sffbench.models.blocks import call
 
 if TYPE_CHECKING:
-    from sffkernels import Init
+    from sffbench.models.twin import Start
 
 HEAD_WIDTH = 64  # published configs give no number of heads: it is d_model // 64
 REQUIRED = ("d_model", "num_layers", "patch_sizes")
@@ -347,28 +347,22 @@ class Moirai(LTSM):
         """
         return self.errors(past, future, past_mask, future_mask, self.which).mean()
 
-    def initial(self, init: InitName = "usable") -> dict[str, Init]:
+    def initial(self, init: InitName = "usable") -> dict[str, Start]:
         """Linear U(-k, k), k = 1 / sqrt(inputs); norm gains 1; embeddings N(0, 1).
 
         The embeddings are the mask token and the attention biases, which the authors leave at
-        PyTorch's default. The projections of all patch sizes share one tensor; upstream draws each
-        patch size by its own number of inputs and leaves 0 what it does not use. Here one law
-        serves the whole tensor: that of the patch size in use, unused entries included, which no
-        product ever reads.
+        PyTorch's default. The projections of all patch sizes share one tensor: each has the k of
+        its own number of inputs, and what no patch size uses is 0.
         """
         from sffkernels import Init
 
-        given: dict[str, Init] = {}
+        given: dict[str, Start] = {}
         for name, module in self.named_modules():
             if isinstance(module, nn.RMSNorm):
                 given[f"{name}.weight"] = Init("constant", 1.0)
             elif isinstance(module, nn.Embedding):
                 given[f"{name}.weight"] = Init("normal", 0.0, 1.0)
             elif isinstance(module, InProjection | OutProjection):
-                num_inputs = module.weight.shape[2]
-                if isinstance(module, InProjection):
-                    num_inputs = self.sizes[self.which]
-                bound = num_inputs**-0.5
-                law = Init("uniform", -bound, bound)
-                given[f"{name}.weight"] = given[f"{name}.bias"] = law
+                weight, bias = module.start()
+                given |= {f"{name}.weight": weight, f"{name}.bias": bias}
         return default_init(self, given)

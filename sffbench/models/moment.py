@@ -21,10 +21,10 @@ from sffbench.errors import InputError
 from sffbench.models import _t5
 from sffbench.models._moment_presets import PRESETS
 from sffbench.models.base import LTSM, InitName
-from sffbench.models.blocks import Dropout, call, masked_mean
+from sffbench.models.blocks import Dropout, call, masked_mean, sinusoids
 
 if TYPE_CHECKING:
-    from sffkernels import Init
+    from sffbench.models.twin import Start
 
 POSITIONS = "patch_embedding.position_embedding.pe"
 WORDS = "encoder.embed_tokens.weight"
@@ -281,45 +281,45 @@ class Moment(LTSM):
 
     def _draw_head(self, state: dict[str, Tensor]) -> None:
         """A new forecasting head in the place of what the checkpoint holds."""
-        from sffkernels import draw
+        from sffbench.models.twin import start_of
 
         self.new_head = True
         self.capabilities = frozenset({"forecast"})  # type: ignore[misc]
         table, own = self.initial(), dict(self.named_parameters())
         # A stream of its own: under the parameter's name the head would equal the SFF twin's.
-        state |= {key: draw(table[key], own[key].shape, seed=0, name=f"new {key}") for key in HEAD}
+        state |= {
+            key: start_of(table[key], own[key].shape, seed=0, name=f"new {key}") for key in HEAD
+        }
 
     def positions(self) -> Tensor:
-        """pe[i, 2j] = sin(i w), pe[i, 2j + 1] = cos(i w), w = 10000^(-2j/D), in the own shape."""
-        num_places, width = self.get_buffer(POSITIONS).shape[1:]
-        rate = torch.exp(torch.arange(0, width, 2) * (-math.log(10_000.0) / width))
-        angle = torch.arange(num_places)[:, None] * rate
-        return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)[None, :, :width]
+        """The authors' sinusoids in the own shape, [1, places, D]."""
+        return sinusoids(*self.get_buffer(POSITIONS).shape[1:])[None]
 
     def reset_buffers(self) -> None:
         """The positions follow from a formula."""
         self.get_buffer(POSITIONS).copy_(self.positions())
 
-    def initial(self, init: InitName = "usable") -> dict[str, Init]:
+    def initial(self, init: InitName = "usable") -> dict[str, Start]:
         """T5's rules times the config's factor (1), and the authors' for the rest.
 
-        Token of hidden patches 0; patch map and reconstruction head N(0, `orth_gain` / sqrt(longer
-        side)), the spread of upstream's orthogonal matrices, which independent draws only come near
-        to; bias 0. A forecasting head has PyTorch's default. Nothing is degenerate: `usable` is
-        `published`.
+        Token of hidden patches 0; patch map and reconstruction head `orth_gain` times an orthogonal
+        matrix, bias 0 (PyTorch's defaults where that gain is null, and for a forecasting head).
+        Nothing is degenerate: `usable` is `published`.
         """
+        from sffbench.models.twin import Orthogonal
         from sffkernels import Init
 
-        given, patch = self.head.linear.weight.shape[1], self.patch
-        bound, zero = given**-0.5, Init("constant", 0.0)
-        orthogonal = Init("normal", 0.0, self.orth_gain * max(self.t5["d_model"], patch) ** -0.5)
-        forecasting = Init("uniform", -bound, bound)
+        zero, gain = Init("constant", 0.0), self.orth_gain
+        head = Init.fan_in_uniform(self.head.linear.weight.shape[1])
+        plain = self.head.forecasts or gain is None
         return {
             "patch_embedding.mask_embedding": zero,
-            "patch_embedding.value_embedding.weight": orthogonal,
+            "patch_embedding.value_embedding.weight": (
+                Init.fan_in_uniform(self.patch) if gain is None else Orthogonal(gain)
+            ),
             **_t5.initial(self.encoder, "encoder.", self.t5, self.t5["initializer_factor"]),
-            HEAD[0]: forecasting if self.head.forecasts else orthogonal,
-            HEAD[1]: forecasting if self.head.forecasts else zero,
+            HEAD[0]: head if plain else Orthogonal(gain),
+            HEAD[1]: head if plain else zero,
         }
 
 

@@ -21,10 +21,11 @@ from sffbench.models.base import LTSM, InitName, Preset
 from sffbench.models.blocks import call, causal_attention, masked_mean, next_tokens
 
 if TYPE_CHECKING:
-    from sffkernels import Init
+    from sffbench.models.twin import Start
 
 ROPE_BASE = 10_000.0  # the config's `rope_theta` is ignored by the authors' code, and so it is here
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {  # by `hidden_act`
+# By `hidden_act`.
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "gelu": F.gelu,
     "relu": F.relu,
@@ -334,7 +335,7 @@ class Timer(LTSM):
             )
         return values[..., values.shape[-1] - num_tokens * self.token :].flatten(0, 1)
 
-    def initial(self, init: InitName = "usable") -> dict[str, Init]:
+    def initial(self, init: InitName = "usable") -> Mapping[str, Start]:
         """Linear weights N(0, 0.02), biases 0, LayerNorm 1 and 0; nothing degenerate to replace."""
         from sffkernels import Init
 

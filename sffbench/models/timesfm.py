@@ -30,7 +30,7 @@ from sffbench.models.base import LTSM, InitName
 from sffbench.models.blocks import call, causal_attention, masked_mean
 
 if TYPE_CHECKING:
-    from sffkernels import Init
+    from sffbench.models.twin import Start
 
 LOG2_E = 1.442695041  # 1 / softplus(0), in the authors' digits
 BLOCKED = -0.7 * torch.finfo(torch.float32).max  # the authors' score of a pair that is not seen
@@ -310,7 +310,7 @@ class TimesFM(LTSM):
         """The names of the `transformers` port become the authors'; q, k and v are joined."""
         return official_names(state)
 
-    def initial(self, init: InitName = "usable") -> dict[str, Init]:
+    def initial(self, init: InitName = "usable") -> Mapping[str, Start]:
         """PyTorch's defaults for linear maps and LayerNorm, N(0, 1) for the frequency classes.
 
         The authors' RMSNorm gains start at 0 ("published"), which cuts attention off; "usable" has

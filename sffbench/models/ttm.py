@@ -27,7 +27,7 @@ from sffbench.models.base import LTSM, InitName, check_rank, default_init, evalu
 from sffbench.models.blocks import Dropout, call, location_scale
 
 if TYPE_CHECKING:
-    from sffkernels import Init
+    from sffbench.models.twin import Start
 
 
 class TTM(LTSM):
@@ -302,7 +302,7 @@ class TTM(LTSM):
                 return torch.maximum(level * error, (level - 1) * error).mean()
         return F.mse_loss(forecast, future)
 
-    def initial(self, init: InitName = "usable") -> dict[str, Init]:
+    def initial(self, init: InitName = "usable") -> dict[str, Start]:
         """PyTorch's defaults, of embeddings N(0, 1); nothing is degenerate.
 
         A config with `post_init` (the published ones have none) draws linear maps and embeddings by

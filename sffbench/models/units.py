@@ -31,7 +31,7 @@ from sffbench.models.base import LTSM, InitName, default_init
 from sffbench.models.blocks import Dropout, call, location_scale, masked_mean
 
 if TYPE_CHECKING:
-    from sffkernels import Init
+    from sffbench.models.twin import Start
 
 MAX_PLACES = 5000  # rows of the position table, unless the checkpoint or `max_len` says otherwise
 PLACES = "position_embedding.pe"
@@ -342,16 +342,16 @@ class UniTS(LTSM):
         forecast = self._forecast(past, future.shape[-1], past_mask)
         return masked_mean((forecast - future).square(), future_mask)
 
-    def initial(self, init: InitName = "usable") -> dict[str, Init]:
+    def initial(self, init: InitName = "usable") -> dict[str, Start]:
         """PyTorch's defaults; tokens N(0, 0.02), mask tokens 0; resizable maps U(-k, k).
 
-        k = 1 / sqrt(inputs), weights and bias alike. The authors start the positions as sinusoids,
-        which no distribution expresses: here they are N(0, 1 / 2), of the same mean square. Nothing
-        else is degenerate, so `published` and `usable` are one.
+        k = 1 / sqrt(inputs), weights and bias alike. Positions, which are learned, start as
+        sinusoids for every seed. Nothing is degenerate, so `published` and `usable` are one.
         """
+        from sffbench.models.twin import Sinusoids
         from sffkernels import Init
 
-        given: dict[str, Init] = {PLACES: Init("normal", 0.0, 0.5**0.5)}
+        given: dict[str, Start] = {PLACES: Sinusoids()}
         for name, _ in self.named_parameters():
             if name.startswith("mask_token"):
                 given[name] = Init("constant", 0.0)

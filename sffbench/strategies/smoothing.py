@@ -2,15 +2,15 @@
 
     theta <- alpha * theta_pretrained + (1 - alpha) * theta_random
 
-The twin is never stored: each element of theta_random is drawn where it is needed from the
-model's own initial distribution, as a function of (seed, parameter name, element) alone.
+The twin is never stored: theta_random is drawn where it is needed from the model's own initial
+distribution, as a function of (seed, parameter name, element) alone. See `sffbench.models.twin`.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import sffkernels
+from sffbench.models.twin import mix_
 
 if TYPE_CHECKING:
     from sffbench.models.base import LTSM
@@ -22,13 +22,4 @@ def mix_with_random_twin(model: LTSM, alpha: float, seed: int) -> None:
     Every parameter once (aliases once), norm gains and biases included, buffers untouched.
     alpha = 1 leaves every bit alone; alpha = 0 gives `models.create(..., seed=seed)`.
     """
-    distributions = model.initial()
-    parameters = dict(model.named_parameters())
-    sffkernels.interpolate_(
-        list(parameters.values()),
-        alpha,
-        init=[distributions[name] for name in parameters],
-        c=1.0 - alpha,
-        seed=seed,
-        names=list(parameters),
-    )
+    mix_(model, alpha, model.initial(), seed=seed)

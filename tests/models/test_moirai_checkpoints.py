@@ -54,14 +54,32 @@ def test_initial_is_the_authors_random_start():
             assert values.unique().tolist() == [1.0], name
         elif name.endswith("emb.weight") or name == "mask_encoding.weight":
             assert values.std().item() == pytest.approx(1.0, abs=5 / (2 * count) ** 0.5), name
-        else:
-            fan_in = 16 if name.startswith("in_proj") else values.shape[-1]
-            fan_in = 384 if name.startswith("param_proj") else fan_in
+        elif not name.startswith(("in_proj", "param_proj")):
+            fan_in = values.shape[-1]
             assert values.abs().max() <= fan_in**-0.5, name
             spread = pytest.approx((3 * fan_in) ** -0.5, rel=5 / (2 * count) ** 0.5)
             assert values.std().item() == spread, name
     assert list(model.initial()) == [name for name, _ in model.named_parameters()]
     assert model.initial("published") == model.initial("usable")
+
+
+def test_each_patch_size_starts_with_its_own_number_of_inputs_and_what_it_does_not_use_with_0():
+    model = models.create("moirai:1.1-small", seed=0, num_layers=1, patch_sizes=[8, 16, 32])
+    logits = model.param_proj.proj["weights_logits"]
+    for which, size in enumerate(model.sizes):
+        parts = [
+            (model.in_proj.weight[which], (slice(None), slice(size)), size),
+            (model.in_proj.bias[which], (slice(None),), size),
+            (logits.weight[which], (slice(4 * size),), 384),
+            (logits.bias[which], (slice(4 * size),), 384),
+        ]
+        for values, used, fan_in in parts:
+            values = values.detach().clone()
+            spread = pytest.approx((3 * fan_in) ** -0.5, rel=5 / (2 * values[used].numel()) ** 0.5)
+            assert values[used].std().item() == spread
+            assert values[used].abs().max() <= fan_in**-0.5
+            values[used] = 0.0
+            assert not values.any()
 
 
 @pytest.mark.parametrize(
