@@ -107,6 +107,8 @@ def load(
     model, preset_name = parse(place.name)
     cls, config = get(model), _completed(place)
     expected = preset(place.name) if preset_name else None
+    if expected and expected.any_size and (place.folder / "config.json").exists():
+        expected = None  # the name says which network it is, the folder how large
     if expected:
         given = {key: value for key, value in expected.config.items() if key in config}
         checkpoint.check_preset(place.name, given, config)

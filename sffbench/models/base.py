@@ -38,6 +38,7 @@ class Preset:
     `revision`, `subfolder` and `files` say what `fetch` brings: the repository, its branch, a
     folder of it, and the files, by default the weights and `config.json`. `origin` is where weights
     that are on no hub come from; their `files` are what their authors call them.
+    `any_size`: the name stands for a family of checkpoints, so a folder's own sizes hold.
     """
 
     config: Mapping[str, Any]
@@ -51,6 +52,7 @@ class Preset:
     subfolder: str = ""
     files: tuple[str, ...] = ()
     origin: str = ""
+    any_size: bool = False
     overlap: Mapping[str, str] = field(default_factory=dict)
     note: str = ""
 

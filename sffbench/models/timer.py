@@ -93,6 +93,7 @@ PRESETS = {
         licence="MIT (code); none stated for the weights",
         files=("Timer_forecast_1.0.ckpt",),
         origin=ORIGIN_LEGACY,
+        any_size=True,
         note="the one that SFF fine-tuned",
     ),
     "1.0-imputation": Preset(
@@ -104,6 +105,7 @@ PRESETS = {
         licence="MIT (code); none stated for the weights",
         files=("Timer_imputation_1.0.ckpt",),
         origin=ORIGIN_LEGACY,
+        any_size=True,
     ),
     "1.0-anomaly": Preset(
         config=_shape_legacy(patch=96, width=256, inner=512, layers=4),
@@ -114,6 +116,7 @@ PRESETS = {
         licence="MIT (code); none stated for the weights",
         files=("Timer_anomaly_detection_1.0.ckpt",),
         origin=ORIGIN_LEGACY,
+        any_size=True,
     ),
 }
 

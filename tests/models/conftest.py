@@ -1,13 +1,17 @@
-"""Golden folders: official weights, inputs and outputs, and how close is close enough."""
+"""Golden folders (weights, inputs, outputs, how close is close enough), and a hub to fetch from."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+from fetched import REPOSITORY
+from hub_stand_in import Hub
+from huggingface_hub import constants
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -69,3 +73,34 @@ def stages() -> Callable[[LTSM, Callable[[], object]], dict[str, Tensor]]:
         return seen
 
     return record
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache; the folder of checkpoints in it."""
+    monkeypatch.setenv("SFFBENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("SFFBENCH_CHECKPOINTS", raising=False)
+    return tmp_path / "cache" / "models"
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub that holds `acme/ttm`, and the presets of `ttm` that it publishes."""
+    monkeypatch.setenv("no_proxy", "*")
+    for variable in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", "/nowhere/token")
+    card = models.preset("ttm:tiny")
+    presets = {
+        "stand-in": dataclasses.replace(card, hub="acme/ttm"),
+        "branch": dataclasses.replace(card, hub="acme/ttm", revision="512-96-b"),
+        "folder": dataclasses.replace(card, hub="acme/many", subfolder="sizes/small"),
+        "alone": dataclasses.replace(card, hub="acme/alone", files=("torch_model.ckpt",)),
+        "elsewhere": dataclasses.replace(card, files=("theirs.ckpt",), origin="a place of theirs"),
+        "nowhere": dataclasses.replace(card, origin=""),
+    }
+    monkeypatch.setattr(models.get("ttm"), "presets", models.get("ttm").presets | presets)
+    with Hub() as running:
+        monkeypatch.setenv("HF_ENDPOINT", running.url)
+        running.commit("acme/ttm", REPOSITORY)
+        yield running

@@ -104,3 +104,10 @@ def test_the_network_of_the_speed_comparison_has_its_size():
     assert sum(p.numel() for p in model.parameters()) == (
         96 * 128 + 2 * per_layer + 256 + 128 * 96 + 96
     )
+
+
+def test_the_name_of_the_family_takes_a_folder_of_any_size(golden):
+    folder = golden("timer_legacy").folder
+    named, plain = models.load("timer:1.0", folder), models.load("timer", folder)
+    assert type(named) is type(plain)
+    assert (named.config, named.lookback) == (plain.config, plain.lookback)
