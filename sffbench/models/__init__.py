@@ -15,7 +15,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from sffbench.errors import InputError, unknown
-from sffbench.models import checkpoint, formats, places
+from sffbench.models import checkpoint, fields, formats, places
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,7 +27,7 @@ __all__ = ["LTSM", "check_options", "create", "describe", "get", "load", "names"
 _SHARED = frozenset(
     {
         *("base", "blocks", "checkpoint", "fetch", "formats", "hub", "lockfile", "places"),
-        *("recognise", "twin"),
+        *("fields", "recognise", "twin"),
     }
 )
 Source = str | os.PathLike[str] | None
@@ -206,8 +206,22 @@ def _empty(
     for what, given in (("lookback", lookback), ("horizon", horizon)):
         if given is not None and given < 1:
             raise InputError(f"{what} must be >= 1, given {given}")
-    with torch.device("meta"):
-        built = cls.variant(config)(config, lookback=lookback, horizon=horizon)
+    fields.check(cls.name, config, [preset.config for preset in cls.presets.values()])
+    try:
+        with torch.device("meta"):
+            built = cls.variant(config)(config, lookback=lookback, horizon=horizon)
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        if isinstance(error, InputError):
+            raise
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"{cls.name}: no network has such a config.json: {reason}") from error
     built.to_empty(device="cpu")
     built.reset_buffers()
     return built

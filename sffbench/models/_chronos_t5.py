@@ -63,6 +63,9 @@ class ChronosT5(Chronos):
                 raise InputError(
                     f"chronos: {key}={settings[key]!r} is not supported, allowed: {allowed[0]!r}"
                 )
+        if not settings["temperature"] > 0 or not 0 < settings["top_p"] <= 1:
+            given = f"temperature={settings['temperature']!r}, top_p={settings['top_p']!r}"
+            raise InputError(f"chronos: {given}: must be above 0, the second at most 1")
         if not config.get("tie_word_embeddings", True):
             raise InputError("chronos: tie_word_embeddings=False is not supported, allowed: True")
         return settings
@@ -75,6 +78,11 @@ class ChronosT5(Chronos):
         scaled = self.config.get("scale_decoder_outputs", True)
         self.output_scale = self.t5["d_model"] ** -0.5 if scaled else 1.0
         num_words = self.config.get("vocab_size", self.settings["n_tokens"])
+        if type(self.start) is not int or not 0 <= self.start < num_words:
+            raise InputError(
+                f"chronos: decoder_start_token_id={self.start!r} must be one of the "
+                f"{num_words} words, from 0 on"
+            )
         self.shared = nn.Embedding(num_words, self.t5["d_model"])
         self.encoder = _t5.Encoder(self.t5)
         self.decoder = _t5.Decoder(self.t5)

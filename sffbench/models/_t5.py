@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sffbench.errors import InputError
+from sffbench.models import fields
 from sffbench.models.blocks import Dropout, call
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def complete(model: str, config: Mapping[str, Any]) -> dict[str, Any]:
     if absent := [key for key in REQUIRED if key not in config]:
         raise InputError(f"{model}: config.json lacks {', '.join(absent)}")
     full = DEFAULTS | {"num_decoder_layers": config["num_layers"]} | dict(config)
+    fields.check(model, full, [DEFAULTS, dict.fromkeys(REQUIRED, 1)])
     kind = str(full["feed_forward_proj"])
     if kind.removeprefix("gated-") not in ACTIVATIONS:
         raise InputError(

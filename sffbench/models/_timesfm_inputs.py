@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sffbench.errors import InputError
+from sffbench.models import fields
 
 MIN_OBSERVED = 3  # values that a patch needs to give the scale
 # Our fields are those of `TimesFmHparams`; the same networks are also published under other names.
@@ -69,6 +70,7 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
         "use_quantile_loss": True,
     }
     full = defaults | full
+    fields.check("timesfm", full, [defaults | {"freq": None}])
     if full["point_forecast_mode"] == "median" and 0.5 not in full["quantiles"]:
         raise InputError(f"timesfm: no median among quantiles={full['quantiles']!r}")
     if full["num_heads"] % full["num_kv_heads"]:

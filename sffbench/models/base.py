@@ -279,6 +279,10 @@ class LTSM(nn.Module):
         ):
             if given is not None:
                 check_rank(what, given, like)
+        if 0 in (past.numel(), future.numel()):
+            raise InputError(
+                f"nothing to learn from: past {[*past.shape]}, future {[*future.shape]}"
+            )
         if past.shape[:2] != future.shape[:2]:
             raise InputError(
                 f"past {tuple(past.shape)} and future {tuple(future.shape)} differ in [B, C]"
@@ -304,7 +308,7 @@ class LTSM(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Validated (past, mask) in the model's dtype, missing values set to 0."""
         check_rank("past", past)
-        if not isinstance(horizon, int) or horizon < 1:
+        if not isinstance(horizon, int) or isinstance(horizon, bool) or horizon < 1:
             raise InputError(f"horizon must be an integer >= 1, given {horizon!r}")
         if past.numel() == 0:
             raise InputError(f"past is empty: {tuple(past.shape)}")

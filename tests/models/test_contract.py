@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import json
 from fnmatch import fnmatch
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from sffbench import models
 from sffbench.errors import InputError
@@ -179,6 +181,94 @@ def test_bad_input_is_one_clear_line(model, past, given, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("horizon", [-1, 0, 1.5, True, "96", None])
+def test_a_horizon_is_a_whole_number_above_0(model, past, horizon):
+    with pytest.raises(InputError, match="horizon must be an integer >= 1, given"):
+        model.forecast(past, horizon)
+
+
+@pytest.mark.parametrize("length", [0, 1, 2, 3])
+def test_a_lookback_is_long_enough_to_forecast_or_refused_in_one_line(model, past, length):
+    refused = None
+    try:
+        assert model.forecast(past[..., :length], 5).isfinite().all()
+    except InputError as error:
+        refused = str(error)
+    allowed = "past is empty" if length == 0 else "a lookback of at least"
+    assert refused is None or (allowed in refused and "\n" not in refused)
+    assert refused is not None or length > 0
+
+
+def test_a_window_without_any_value_and_a_constant_one_are_forecast_finite(model, past):
+    absent = model.forecast(past, 5, past_mask=torch.zeros_like(past))
+    assert absent.isfinite().all()
+    assert model.forecast(torch.full_like(past, 3.3), 5).isfinite().all()
+
+
+@pytest.mark.parametrize("levels", [[], [0.0], [0.5, 1.0], [-0.1], [float("nan")]])
+def test_quantile_levels_lie_between_0_and_1(model, past, levels):
+    match = "levels" if "probabilistic" in model.capabilities else "is a point model"
+    with pytest.raises(InputError, match=match):
+        model.quantiles(past, 5, levels)
+
+
+@pytest.mark.parametrize("which", ["past", "future"])
+def test_a_loss_of_nothing_is_refused(model, past, which):
+    values = {"past": past, "future": torch.randn(3, 2, 8)}
+    values[which] = values[which][..., :0]
+    with pytest.raises(InputError, match="nothing to learn from"):
+        model.loss(**values)
+
+
 def test_past_and_future_of_different_channels_are_refused(model, past):
     with pytest.raises(InputError, match="differ in"):
         model.loss(past, torch.randn(3, 1, 96))
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_an_unknown_preset_names_the_nearest(name):
+    with pytest.raises(InputError, match=f"unknown preset of {name} 'tinny'.*'tiny'"):
+        models.create(f"{name}:tinny")
+
+
+@pytest.fixture
+def folder(model, tmp_path):
+    """The network saved as its authors publish it, and its family's name."""
+    (tmp_path / "config.json").write_text(json.dumps(model.config))
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    return model.name, tmp_path
+
+
+def test_truncated_weights_are_one_line(folder):
+    name, path = folder
+    weights = path / "model.safetensors"
+    for length in (0, 7, 100, weights.stat().st_size - 4):
+        whole = weights.read_bytes()
+        weights.write_bytes(whole[:length])
+        with pytest.raises(InputError, match=r"model\.safetensors") as caught:
+            models.load(name, path)
+        assert "\n" not in str(caught.value)
+        weights.write_bytes(whole)
+
+
+def test_foreign_weights_are_one_line_that_names_keys(folder):
+    name, path = folder
+    save_file({"foreign.weight": torch.ones(2, 2)}, path / "model.safetensors")
+    with pytest.raises(InputError, match=r"(missing|unexpected|lacks|no ).*") as caught:
+        models.load(name, path)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_field_of_a_preset_refuses_another_kind_and_is_named(model):
+    """Numbers below 0, words where numbers stand, nothing at all: no network comes of them."""
+    cls, fields = type(model), models.get(model.name).presets["tiny"].config
+    if set(fields) - set(model.config):
+        pytest.skip("a variant whose fields are others than those of tiny")
+    for key, like in fields.items():
+        bad = [None, object()] if isinstance(like, bool) else [None, -1, "x", [], {}]
+        for value in bad:
+            if isinstance(like, str) and isinstance(value, str):
+                continue
+            with pytest.raises(InputError, match=f"{key}=|{key} is|lacks|no network") as caught:
+                models._empty(cls, {**model.config, key: value}, None, None)
+            assert "\n" not in str(caught.value)
