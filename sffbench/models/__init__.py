@@ -206,22 +206,20 @@ def _empty(
     for what, given in (("lookback", lookback), ("horizon", horizon)):
         if given is not None and given < 1:
             raise InputError(f"{what} must be >= 1, given {given}")
-    fields.check(cls.name, config, [preset.config for preset in cls.presets.values()])
+    wrong: str | None = None
     try:
+        network = cls.variant(config)
+        alike = [p.config for p in cls.presets.values() if cls.variant(p.config) is network]
+        wrong = fields.wrong(config, alike)
         with torch.device("meta"):
-            built = cls.variant(config)(config, lookback=lookback, horizon=horizon)
-    except (
-        ArithmeticError,
-        AttributeError,
-        LookupError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as error:
-        if isinstance(error, InputError):
-            raise
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"{cls.name}: no network has such a config.json: {reason}") from error
+            built = network(config, lookback=lookback, horizon=horizon)
+    except InputError:  # what the model itself says is nearer to the point
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
+        reason = wrong or "no network has such a config.json: " + str(e).partition("\n")[0]
+        raise InputError(f"{cls.name}: {reason}") from e
+    if wrong is not None:
+        raise InputError(f"{cls.name}: {wrong}")
     built.to_empty(device="cpu")
     built.reset_buffers()
     return built

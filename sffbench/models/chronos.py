@@ -75,7 +75,9 @@ class Chronos(LTSM):
     @classmethod
     def variant(cls, config: Mapping[str, Any]) -> type[LTSM]:
         """Chronos-T5's settings name a tokeniser, those of Chronos-2 the patch of its output."""
-        settings = config.get("chronos_config") or {}
+        settings = config.get("chronos_config")
+        if not isinstance(settings, Mapping):
+            return cls
         if "tokenizer_class" in settings:
             from sffbench.models._chronos_t5 import ChronosT5
 

@@ -269,6 +269,8 @@ def test_every_field_of_a_preset_refuses_another_kind_and_is_named(model):
         for value in bad:
             if isinstance(like, str) and isinstance(value, str):
                 continue
-            with pytest.raises(InputError, match=f"{key}=|{key} is|lacks|no network") as caught:
+            if (model.name, key, value) == ("moirai", "num_heads", None):  # d_model // 64
+                continue
+            with pytest.raises(InputError, match=f"^{model.name}: ") as caught:
                 models._empty(cls, {**model.config, key: value}, None, None)
             assert "\n" not in str(caught.value)
