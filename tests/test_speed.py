@@ -46,13 +46,11 @@ def test_random_weights_need_no_file_and_their_seed_is_in_the_key(
     assert runner.run(spec, CPU)["status"] == "ok"
 
 
-def test_a_random_network_has_the_config_hash_of_its_checkpoint(cells_of: Cells) -> None:
-    drawn, loaded = (
-        networks.describe("ttm:tiny", None, weights, {})
-        for weights in ("random", "model.safetensors")
-    )
-    assert drawn[0] == loaded[0]
-    assert drawn[1] != loaded[1]
+def test_the_config_hash_tells_random_networks_apart(cells_of: Cells) -> None:
+    names = ("ttm:tiny", "ttm:r1-512-96", "ttm:r2-512-96")
+    described = [networks.describe(name, None, "random", {}) for name in names]
+    assert {weights for _, weights in described} == {"random:0"}
+    assert described[0][0] != described[1][0]
 
 
 def test_every_seed_of_a_run_starts_from_the_same_random_weights(cells_of: Cells) -> None:
@@ -137,14 +135,14 @@ def test_a_slow_first_forecast_does_not_count(
     forecast = ttm._forecast
 
     def slow_at_first(self: Any, past: torch.Tensor, *rest: Any, **more: Any) -> torch.Tensor:
-        if not calls:
-            time.sleep(0.5)
-        calls.append(len(past))
+        if torch.is_inference_mode_enabled():  # TTM trains on its forecast as well
+            time.sleep(0 if calls else 1.0)
+            calls.append(len(past))
         return forecast(self, past, *rest, **more)
 
     monkeypatch.setattr(ttm, "_forecast", slow_at_first)
     (spec,) = cells_of(**SPEED)
-    assert runner.run(spec, CPU)["cost"]["test_s"] < 0.4
+    assert runner.run(spec, CPU)["cost"]["test_s"] < 0.9
     assert calls == [1, 32]
 
 
