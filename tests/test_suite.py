@@ -185,8 +185,8 @@ def test_the_quick_suite_expands_to_every_cell_once() -> None:
     if not (checkpoint.PACKAGED / "ttm-tiny").is_dir():
         pytest.skip("the packaged weights are not made yet")
     specs = cells.expand(suite.load("quick"), Places())
-    # six data sets x (one naive row + two models x four strategies)
-    assert len(specs) == 6 * (1 + 2 * 4)
+    # six data sets x (one naive row + eight models x four strategies)
+    assert len(specs) == 6 * (1 + 8 * 4)
     assert len({spec.key for spec in specs}) == len(specs)
 
 

@@ -32,8 +32,12 @@ WITHOUT_GRADIENT = {
         "decoder.block.*.SelfAttention.relative_attention_bias.weight",
     )
 }
-# The mixture's narrow normal (scale 0.001) has a gradient where a value is near its centre.
-AT_TIMES_WITHOUT = {"moirai:*": ("param_proj.proj.components.1.*",)}
+# The mixture's narrow normal (scale 0.001) has a gradient where a value is near its centre; the
+# scores of a variable that attends to itself alone have rounding for one.
+AT_TIMES_WITHOUT = {
+    "moirai:*": ("param_proj.proj.components.1.*",),
+    "chronos:2": ("encoder.block.*.layer.1.self_attention.[qk].weight",),
+}
 
 
 def _lookback(name):
