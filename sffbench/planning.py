@@ -168,6 +168,7 @@ def window_flops(model: tuple[str, str | None, str], horizon: int) -> float:
     built = models.load(model[0], model[1], weights=model[2], horizon=horizon)
     if built.num_channels not in (None, 1):
         return 0.0
+    built.eval().requires_grad_(False)  # the counter hooks what wants gradients, and finds none
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        built.eval()._forecast(torch.zeros(1, 1, built.lookback), horizon)
+        built._forecast(torch.zeros(1, 1, built.lookback), horizon)
     return float(counter.get_total_flops())

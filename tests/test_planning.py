@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from sffbench import planning, runner
+from sffbench import models, planning, runner
 from sffbench.store import Store
 from sffbench.suite import RunSpec
 
@@ -88,3 +88,8 @@ def test_a_weights_file_of_another_name_can_be_planned_and_run(
     assert planning.overview([spec], tmp_path)["counts"] == {"missing": 1}
     assert runner.run(spec, CPU)["status"] == "ok"
     assert spec.key == cells_of()[0].key
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_the_operations_of_every_tiny_model_can_be_counted(name: str) -> None:
+    assert planning.window_flops((f"{name}:tiny", None, "model.safetensors"), 96) > 1e5
