@@ -6,8 +6,8 @@ returns such random numbers as a tensor; `Init` names their distribution:
 
     interpolate_([weight], 0.7, init=[Init.fan_in_uniform(512)], c=0.3, seed=0, names=["weight"])
 
-`mask_scores` and `mask_moments` measure how important channels are, `Units` and `update_scores` turn
-that into masks, `masked_linear` skips what is masked, and `pick` says when that pays.
+`mask_scores` and `mask_moments` measure how important channels are, `Units` and `update_scores`
+turn that into masks, `masked_linear` skips what is masked, and `pick` says when that pays.
 """
 
 from sffkernels.groups import live_list
