@@ -7,6 +7,7 @@ their activations nor their weights nor their gradients. Gradients are those of 
 wherever a channel is dead, so weights and optimiser states keep their dense shapes.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -46,7 +47,7 @@ def masked_linear(
     _check(x, weight, bias, activation)
     groups_in = _as_list("live_in", live_in, weight.shape[1], x.device)
     groups_out = _as_list("live_out", live_out, weight.shape[0], x.device)
-    rows = x.reshape(-1, x.shape[-1])
+    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     name = activation or "none"
     trained = any(t is not None and t.requires_grad for t in (x, weight, bias))
     save = name in ("gelu", "silu") and trained and torch.is_grad_enabled()

@@ -8,6 +8,7 @@ autograd never shows: it adds up over samples. Second-order importance needs the
     moments = mask_moments(x, dx, sample_ids)    # [2, C]: sum of g and of g^2 over samples
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -39,9 +40,11 @@ def sort_samples(sample_ids: Tensor, num_samples: int | None = None) -> Samples:
     """
     if sample_ids.dtype.is_floating_point or sample_ids.dtype in (torch.bool, torch.complex64):
         raise ValueError(f"sample_ids must be integers, got {sample_ids.dtype}")
+    if num_samples is not None and num_samples < 0:
+        raise ValueError(f"num_samples must not be negative, got {num_samples}")
     flat = sample_ids.detach().reshape(-1).long()
     if num_samples is None:
-        num_samples = int(flat.max()) + 1 if flat.numel() else 0
+        num_samples = max(0, int(flat.max()) + 1) if flat.numel() else 0
     ids, order = torch.sort(flat, stable=True)
     bounds = torch.arange(num_samples + 1, device=flat.device)
     return Samples(order, torch.searchsorted(ids, bounds), tuple(sample_ids.shape))
@@ -132,7 +135,7 @@ def _same_device(label: str, tensor: Tensor, x: Tensor) -> None:
 
 def _rows(x: Tensor) -> Tensor:
     """[tokens, C], outside the graph: importance is no part of what is trained."""
-    return x.detach().reshape(-1, x.shape[-1])
+    return x.detach().reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
 # Operators -------------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ def mask_gradients(x, dx, ids, num_samples, granularity=1):
     """g [S, U] by a loop over tokens; ids [tokens], those outside 0 .. S - 1 left out."""
     num_units = -(-x.shape[-1] // granularity)
     g = torch.zeros(num_samples, num_units, dtype=torch.float64)
-    products = x.double().reshape(len(ids), -1) * dx.double().reshape(len(ids), -1)
+    products = (x.double() * dx.double()).reshape(len(ids), x.shape[-1])
     for token, sample in enumerate(ids.tolist()):
         if 0 <= sample < num_samples:
             for channel in range(products.shape[1]):
