@@ -16,6 +16,9 @@ from sffkernels.gpu.products import product_kernel, weight_gradient_kernel
 from sffkernels.groups import GROUP
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+# A list of the channels that are reduced over is read before the tiles that it points to: two more
+# stages keep as many tiles in flight as without it.
+STAGES_OF_A_LIST = 2
 STRIPE = 8  # rows of tiles that run side by side and share what they read of the other operand
 WANTED_PROGRAMS = 264  # two for each of the 132 processors of an H100 or H200
 
@@ -32,7 +35,7 @@ class Tile(NamedTuple):
 
 LARGE, SMALL = Tile(128, 128, 64, 8, 3), Tile(64, 64, 64, 4, 3)  # 16 bits; 128 x 128 spills in 4
 LARGE_TF32, SMALL_TF32 = Tile(128, 128, 32, 8, 3), Tile(64, 64, 32, 4, 3)
-EXACT = Tile(64, 64, 16, 4, 2)  # float32 without tensor cores
+EXACT = Tile(64, 64, 16, 8, 3)  # float32 without tensor cores: the other shapes tried spill
 
 
 def pick_tile(dtype: torch.dtype, num_rows: int, num_columns: int, precision: str) -> Tile:
@@ -158,7 +161,8 @@ def _product(
         BLOCK_REDUCED=tile.reduced,
         HAS_REDUCE_LIST=reduce_list is not None,
         HAS_COLUMN_LIST=column_list is not None,
-        **_options(tile, precision, num_reduced, num_columns),
+        **_options(tile, precision, num_reduced, num_columns)
+        | {"num_stages": tile.num_stages + (0 if reduce_list is None else STAGES_OF_A_LIST)},
     )
 
 
