@@ -110,49 +110,50 @@ def _forward_plain(
     activation: str,
     save: bool,
 ) -> tuple[Tensor, Tensor]:
-    out = _channels(live_out, weight.shape[0])
-    small = None if bias is None else bias[out]
-    z = functional.linear(x[:, _channels(live_in, x.shape[1])], _block(weight, out, live_in), small)
-    y = _spread(_activate(z, activation), out, weight.shape[0])
-    return y, _spread(z, out, weight.shape[0]) if save else x.new_empty(0)
+    num_out, num_in = weight.shape
+    out, into = _channels(live_out, num_out), _channels(live_in, num_in)
+    small = None if bias is None else _take(bias, out, 0)
+    z = functional.linear(_take(x, into, 1), _take(_take(weight, out, 0), into, 1), small)
+    y = _spread(_activate(z, activation), out, 1, num_out)
+    return y, _spread(z, out, 1, num_out) if save else x.new_empty(0)
 
 
 def _input_gradient_plain(
     dz: Tensor, weight: Tensor, live_out: Tensor | None, live_in: Tensor | None
 ) -> Tensor:
-    out = _channels(live_out, weight.shape[0])
-    dx = dz[:, out] @ _block(weight, out, live_in)
-    return _spread(dx, _channels(live_in, weight.shape[1]), weight.shape[1])
+    num_out, num_in = weight.shape
+    out, into = _channels(live_out, num_out), _channels(live_in, num_in)
+    dx = _take(dz, out, 1) @ _take(_take(weight, out, 0), into, 1)
+    return _spread(dx, into, 1, num_in)
 
 
 def _weight_gradient_plain(
     dz: Tensor, x: Tensor, live_out: Tensor | None, live_in: Tensor | None
 ) -> Tensor:
-    out, into = _channels(live_out, dz.shape[1]), _channels(live_in, x.shape[1])
-    dw = _spread(dz[:, out].t() @ x[:, into], into, x.shape[1])
-    if isinstance(out, slice):
-        return dw
-    return dz.new_zeros(dz.shape[1], x.shape[1]).index_copy_(0, out, dw)
+    num_out, num_in = dz.shape[1], x.shape[1]
+    out, into = _channels(live_out, num_out), _channels(live_in, num_in)
+    dw = _take(dz, out, 1).t() @ _take(x, into, 1)
+    return _spread(_spread(dw, into, 1, num_in), out, 0, num_out)
 
 
-Channels = Tensor | slice
+def _channels(groups: Tensor | None, num_channels: int) -> Tensor | None:
+    return None if groups is None else live_channels(groups, num_channels)
 
 
-def _channels(groups: Tensor | None, num_channels: int) -> Channels:
-    return slice(None) if groups is None else live_channels(groups, num_channels)
+def _take(values: Tensor, channels: Tensor | None, axis: int) -> Tensor:
+    """The live channels; `index_select` is five times as fast as brackets."""
+    return values if channels is None else values.index_select(axis, channels)
 
 
-def _block(weight: Tensor, out: Channels, live_in: Tensor | None) -> Tensor:
-    """W[out, in]."""
-    return weight[out][:, _channels(live_in, weight.shape[1])]
-
-
-def _spread(values: Tensor, channels: Channels, num_channels: int) -> Tensor:
-    """Columns into their places among `num_channels`, 0 elsewhere."""
-    if isinstance(channels, slice):
+def _spread(values: Tensor, channels: Tensor | None, axis: int, num_channels: int) -> Tensor:
+    """Channels into their places among `num_channels`, 0 elsewhere, as one more `index_select`."""
+    if channels is None:
         return values
-    full = values.new_zeros(len(values), num_channels)
-    return full.index_copy_(1, channels, values)
+    ranks = torch.arange(len(channels), device=channels.device)
+    places = ranks.new_full((num_channels,), len(channels)).index_copy_(0, channels, ranks)
+    shape = list(values.shape)
+    shape[axis] = 1  # a channel of zeros, after the last
+    return torch.cat([values, values.new_zeros(shape)], axis).index_select(axis, places)
 
 
 def _activate(z: Tensor, activation: str) -> Tensor:

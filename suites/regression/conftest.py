@@ -29,6 +29,10 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     if not infos:
         return
     where = torch.device(config.getoption("--device"))
+    _print_turns(terminalreporter, [info for info in infos if "ratios" in info], where)
+    infos = [info for info in infos if "network" in info]
+    if not infos:
+        return
     unit = "CPU-second, 1 thread" if where.type == "cpu" else "second"
     terminalreporter.write_sep("=", f"windows per {unit}, {device_name(where)}")
     for info in infos:
@@ -38,3 +42,14 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
             f"  rival {info['rival_windows_per_s']:>9,.0f}  ratio {info['ratio']:.2f}"
             f"  [{low:.2f}, {high:.2f}]"
         )
+
+
+def _print_turns(terminalreporter: Any, infos: list[dict[str, Any]], where: torch.device) -> None:
+    """Two lines a kernel: microseconds of every side, and how often ours goes into them."""
+    if not infos:
+        return
+    terminalreporter.write_sep("=", f"medians of turns, {device_name(where)}")
+    for info in infos:
+        sides = "  ".join(f"{name} {1e6 * s:,.0f} us" for name, s in info["seconds"].items())
+        ratios = "  ".join(f"{name} {ratio:.2f}" for name, ratio in info["ratios"].items())
+        terminalreporter.write_line(f"{info['title']}\n    {sides}\n    {ratios}")
