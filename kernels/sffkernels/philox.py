@@ -34,6 +34,11 @@ class Words(NamedTuple):
     low: int
     high: int
 
+    def signed(self) -> int:
+        """The number as a signed 64-bit integer, which operators and tables hold."""
+        number = self.high << 32 | self.low
+        return number - (1 << 64) if number >> 63 else number
+
 
 def split_words(number: int) -> Words:
     """(number mod 2^32, number // 2^32 mod 2^32)."""

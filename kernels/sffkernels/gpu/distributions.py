@@ -9,6 +9,7 @@ every bit; normals differ where the polynomials differ from a CPU's log and sin,
 import triton
 import triton.language as tl
 
+from sffkernels.gpu import layout
 from sffkernels.gpu.philox import philox, top_bits
 from sffkernels.init import CENTRAL, CENTRAL_BELOW, TAIL
 from sffkernels.init import ULP as _ULP
@@ -26,8 +27,7 @@ TAIL_CENTRE, TAIL_POWERS = tl.constexpr(TAIL[0]), tl.constexpr(TAIL[1])
 BORDER = tl.constexpr(CENTRAL_BELOW)
 # Masses above this one have -ln(4 t (1 - t)) < CENTRAL_BELOW: the second polynomial is not needed.
 CENTRAL_MASS = tl.constexpr(1e-3)
-
-CONSTANT, UNIFORM, NORMAL = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+UNIFORM, NORMAL = tl.constexpr(layout.UNIFORM), tl.constexpr(layout.NORMAL)
 
 
 @triton.jit

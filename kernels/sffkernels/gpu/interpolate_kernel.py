@@ -2,20 +2,21 @@
 
     theta <- a * theta + b * other + c * noise
 
-A row of the chunk table says which tensor and which part of it; a row of the tensor table where the
-tensor lies and how its noise is distributed. Addresses are 64-bit, so tensors may be of any size;
-a chunk starts at a multiple of its size, so the low word of the Philox counter never overflows in it.
+A row of the chunk table says which tensor and which part of it; a row of the tensor table where
+the tensor lies and how its noise is distributed. Addresses are 64-bit, so tensors may be of any
+size; a chunk starts at a multiple of its size, so the counter's low word never overflows in it.
 """
 
 import triton
 import triton.language as tl
 
-from sffkernels.gpu.distributions import CONSTANT, sample
+from sffkernels.gpu import layout
+from sffkernels.gpu.distributions import sample
 from sffkernels.gpu.philox import words_of
 
-TENSOR_COLUMNS = 5  # address of theta, address of other, number of elements, hash of the name, kind
-NUMBER_COLUMNS = 8  # parameters of the distribution
-_TENSOR_COLUMNS, _NUMBER_COLUMNS = tl.constexpr(TENSOR_COLUMNS), tl.constexpr(NUMBER_COLUMNS)
+TENSOR_COLUMNS = tl.constexpr(layout.TENSOR_COLUMNS)
+NUMBER_COLUMNS = tl.constexpr(layout.NUMBER_COLUMNS)
+CONSTANT = tl.constexpr(layout.CONSTANT)
 
 
 @triton.jit(do_not_specialize=["key_low", "key_high"])
@@ -35,7 +36,7 @@ def interpolate_kernel(
     CHUNK: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """a, b, c: float32, or pointers to 0-dim tensors. THETA, OTHER: dtypes, OTHER None if unused."""
+    """a, b, c: float32, or pointers to 0-dim tensors. THETA, OTHER: dtypes; OTHER may be None."""
     index, start, num, row = locate(chunks, tensors, CHUNK)
     theta = pointer(tl.load(row), THETA, ALIGNED) + start
     other = theta
@@ -43,26 +44,26 @@ def interpolate_kernel(
         other = pointer(tl.load(row + 1), OTHER, ALIGNED) + start
     name = tl.load(row + 3)
     kind = tl.load(row + 4)
-    numbers += index * _NUMBER_COLUMNS
+    numbers += index * NUMBER_COLUMNS
     a, b, c = weight(a), weight(b), weight(c)
     if (a != 1.0) | (b != 0.0) | (c != 0.0):
         num_whole = num // BLOCK
         for i in range(num_whole):
             noise = _noise(c, kind, numbers, name, start, i, key_low, key_high, THETA, NOISE, BLOCK)
-            _mix(theta, other, noise, a, b, c, i * BLOCK, num, OTHER, NOISE, False, BLOCK)
+            mix(theta, other, noise, a, b, c, i * BLOCK, num, OTHER, NOISE, False, BLOCK)
         if num_whole * BLOCK < num:
             i = num_whole
             noise = _noise(c, kind, numbers, name, start, i, key_low, key_high, THETA, NOISE, BLOCK)
-            _mix(theta, other, noise, a, b, c, i * BLOCK, num, OTHER, NOISE, True, BLOCK)
+            mix(theta, other, noise, a, b, c, i * BLOCK, num, OTHER, NOISE, True, BLOCK)
 
 
 @triton.jit
 def locate(chunks, tensors, CHUNK: tl.constexpr):
-    """(tensor index, first element, number of elements, row of the tensor table) of this program."""
+    """(tensor index, first element, number of elements, row of the tensor table) of a program."""
     program = tl.program_id(0).to(tl.int64)
     index = tl.load(chunks + 2 * program).to(tl.int64)
     start = tl.load(chunks + 2 * program + 1).to(tl.int64) * CHUNK
-    row = tensors + index * _TENSOR_COLUMNS
+    row = tensors + index * TENSOR_COLUMNS
     return index, start, tl.minimum(tl.load(row + 2) - start, CHUNK).to(tl.int32), row
 
 
@@ -80,7 +81,7 @@ def weight(value):
 
 
 @triton.jit
-def _mix(
+def mix(
     theta,
     other,
     noise,
@@ -145,11 +146,13 @@ def draw(
     base, high = words_of(start // 4)
     name0, name1 = words_of(name)
     base += (i * (BLOCK // 4)).to(tl.uint32)
+    key0, key1 = key_low.to(tl.uint32), key_high.to(tl.uint32)
     if THETA.primitive_bitwidth == 16:
-        pair = tl.arange(0, BLOCK // 8).to(tl.uint32) * 2 + base
-        counter = tl.join(pair, pair + 1)
+        even = tl.arange(0, BLOCK // 8).to(tl.uint32) * 2 + base
+        x0, x1, x2, x3 = sample(kind, numbers, even, high, name0, name1, key0, key1)
+        y0, y1, y2, y3 = sample(kind, numbers, even + 1, high, name0, name1, key0, key1)
+        x0, x1, x2, x3 = tl.join(x0, y0), tl.join(x1, y1), tl.join(x2, y2), tl.join(x3, y3)
     else:
         counter = tl.arange(0, BLOCK // 4).to(tl.uint32) + base
-    key0, key1 = key_low.to(tl.uint32), key_high.to(tl.uint32)
-    x0, x1, x2, x3 = sample(kind, numbers, counter, high, name0, name1, key0, key1)
+        x0, x1, x2, x3 = sample(kind, numbers, counter, high, name0, name1, key0, key1)
     return tl.reshape(tl.join(tl.join(x0, x2), tl.join(x1, x3)), (BLOCK,))
