@@ -1,4 +1,4 @@
-"""Kernels that expose the parts of `interpolate_kernel` to tests: Philox words, table arithmetic."""
+"""Kernels that show tests the parts of `interpolate_kernel`: Philox words, table arithmetic."""
 
 import torch
 import triton
@@ -6,16 +6,15 @@ import triton.language as tl
 
 from sffkernels.gpu import layout
 from sffkernels.gpu.interpolate_kernel import locate
-from sffkernels.gpu.philox import philox, words_of
+from sffkernels.gpu.philox import philox, unsigned, words_of
 
 
 @triton.jit
 def _words(out, start, name0, name1, key0, key1, BLOCK: tl.constexpr):
     first = tl.program_id(0).to(tl.int64) * BLOCK
-    base, high = words_of((start + first) // 4)
+    base, high = words_of((first + start) // 4)
     counter = base + tl.arange(0, BLOCK // 4).to(tl.uint32)
-    name0, name1 = name0.to(tl.uint32), name1.to(tl.uint32)
-    key0, key1 = key0.to(tl.uint32), key1.to(tl.uint32)
+    name0, name1, key0, key1 = unsigned(name0), unsigned(name1), unsigned(key0), unsigned(key1)
     x0, x1, x2, x3 = philox(counter, high, name0, name1, key0, key1)
     words = tl.reshape(tl.join(tl.join(x0, x2), tl.join(x1, x3)), (BLOCK,))
     tl.store(out + first + tl.arange(0, BLOCK), words.to(tl.int32, bitcast=True))
@@ -24,7 +23,8 @@ def _words(out, start, name0, name1, key0, key1, BLOCK: tl.constexpr):
 def words_at(element, name, key, num, device):
     """Words of elements element .. element + num - 1 as int32."""
     out = torch.empty(num, dtype=torch.int32, device=device)
-    _words[(num // 1024,)](out, element, *name, *key, BLOCK=1024)
+    words = *name.signed_words(), *key.signed_words()
+    _words[(num // 1024,)](out, element, *words, BLOCK=1024)
     return out
 
 

@@ -76,9 +76,9 @@ def truncated(k, mean, std, low, high, below, above, mass):
     q = (16777216.0 - k) * ULP * mass + above
     tail = tl.maximum(tl.minimum(p, q), mass * (ULP * 0.5))
     w = tl.maximum(-log((1.0 - tail) * tail * 4.0), 0.0)
-    ratio = polynomial(w - CENTRAL_CENTRE, CENTRAL_POWERS)
+    ratio = polynomial(w - CENTRAL_CENTRE, CENTRAL_POWERS, 9)
     if tl.minimum(below, above) < CENTRAL_MASS:
-        far = polynomial(sqrt(w) - TAIL_CENTRE, TAIL_POWERS)
+        far = polynomial(sqrt(w) - TAIL_CENTRE, TAIL_POWERS, 8)
         ratio = tl.where(w < BORDER, ratio, far)
     z = copysign(ratio * tl.abs(tail * -2.0 + 1.0), p - q)
     return tl.minimum(tl.maximum(z * std + mean, low), high)
@@ -91,14 +91,14 @@ def log(x):
     exponent = (bits - SQRT_HALF_BITS) >> 23
     f = (bits - (exponent << 23)).to(tl.float32, bitcast=True) - 1.0
     e = exponent.to(tl.float32)
-    tail = tl.fma(f * f, tl.fma(f, polynomial(f, LOG), -0.5), e * LN2_LOW)
+    tail = tl.fma(f * f, tl.fma(f, polynomial(f, LOG, 7), -0.5), e * LN2_LOW)
     return tl.fma(e, LN2_HIGH, f + tail)
 
 
 @triton.jit
 def sin_of_turns(q):
     """sin(2 pi q) on [-1/4, 1/4]."""
-    return q * polynomial(q * q, SIN)
+    return q * polynomial(q * q, SIN, 4)
 
 
 @triton.jit
@@ -118,9 +118,8 @@ def copysign(magnitude, sign):
 
 
 @triton.jit
-def polynomial(x, POWERS: tl.constexpr):
+def polynomial(x, POWERS: tl.constexpr, DEGREE: tl.constexpr):
     """The sum of POWERS[i] x^i, by Horner's rule with one rounding a step."""
-    DEGREE: tl.constexpr = len(POWERS) - 1
     value = tl.zeros_like(x) + POWERS[DEGREE]
     for i in tl.static_range(DEGREE):
         value = tl.fma(value, x, tl.zeros_like(x) + POWERS[DEGREE - 1 - i])

@@ -69,16 +69,16 @@ def _plan(
 
 
 def _run(one: Launch, weights: Sequence[plain.Weight], seed: int) -> None:
-    key = split_words(seed)
     interpolate_kernel[(len(one.chunks),)](
         one.chunks,
         one.tensors,
         one.numbers,
         *weights,
-        *(word - (1 << 32) if word >> 31 else word for word in key),
+        *split_words(seed).signed_words(),
         THETA=DTYPES[one.theta],
         OTHER=None if one.other is None else DTYPES[one.other],
         NOISE=one.noise,
+        ON_DEVICE=tuple(isinstance(weight, Tensor) for weight in weights),
         ALIGNED=one.aligned,
         CHUNK=one.chunk,
         BLOCK=BLOCK,

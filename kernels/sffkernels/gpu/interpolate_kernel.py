@@ -12,7 +12,7 @@ import triton.language as tl
 
 from sffkernels.gpu import layout
 from sffkernels.gpu.distributions import sample
-from sffkernels.gpu.philox import words_of
+from sffkernels.gpu.philox import unsigned, words_of
 
 TENSOR_COLUMNS = tl.constexpr(layout.TENSOR_COLUMNS)
 NUMBER_COLUMNS = tl.constexpr(layout.NUMBER_COLUMNS)
@@ -32,11 +32,12 @@ def interpolate_kernel(
     THETA: tl.constexpr,
     OTHER: tl.constexpr,
     NOISE: tl.constexpr,
+    ON_DEVICE: tl.constexpr,
     ALIGNED: tl.constexpr,
     CHUNK: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """a, b, c: float32, or pointers to 0-dim tensors. THETA, OTHER: dtypes; OTHER may be None."""
+    """a, b, c: float32, or pointers to 0-dim tensors, as ON_DEVICE says. OTHER may be None."""
     index, start, num, row = locate(chunks, tensors, CHUNK)
     theta = pointer(tl.load(row), THETA, ALIGNED) + start
     other = theta
@@ -45,7 +46,7 @@ def interpolate_kernel(
     name = tl.load(row + 3)
     kind = tl.load(row + 4)
     numbers += index * NUMBER_COLUMNS
-    a, b, c = weight(a), weight(b), weight(c)
+    a, b, c = weight(a, ON_DEVICE[0]), weight(b, ON_DEVICE[1]), weight(c, ON_DEVICE[2])
     if (a != 1.0) | (b != 0.0) | (c != 0.0):
         num_whole = num // BLOCK
         for i in range(num_whole):
@@ -75,9 +76,9 @@ def pointer(address, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
 
 
 @triton.jit
-def weight(value):
+def weight(value, ON_DEVICE: tl.constexpr):
     """A coefficient in float32, read from memory if it lives on the device."""
-    return tl.load(value).to(tl.float32) if value.dtype.is_ptr() else value
+    return tl.load(value).to(tl.float32) if ON_DEVICE else tl.zeros((), tl.float32) + value
 
 
 @triton.jit
@@ -145,8 +146,8 @@ def draw(
     """
     base, high = words_of(start // 4)
     name0, name1 = words_of(name)
-    base += (i * (BLOCK // 4)).to(tl.uint32)
-    key0, key1 = key_low.to(tl.uint32), key_high.to(tl.uint32)
+    base = (base + i * (BLOCK // 4)).to(tl.uint32)
+    key0, key1 = unsigned(key_low), unsigned(key_high)
     if THETA.primitive_bitwidth == 16:
         even = tl.arange(0, BLOCK // 8).to(tl.uint32) * 2 + base
         x0, x1, x2, x3 = sample(kind, numbers, even, high, name0, name1, key0, key1)

@@ -38,6 +38,12 @@ def words_of(number):
 
 
 @triton.jit
+def unsigned(word):
+    """An argument of type int32 as uint32; the interpreter passes arguments as Python integers."""
+    return (tl.zeros((), tl.int32) + word).to(tl.uint32)
+
+
+@triton.jit
 def top_bits(word):
     """k = word >> 8 as float32, exact."""
     return (word >> 8).to(tl.int32).to(tl.float32)
