@@ -30,12 +30,18 @@ INITS = {
     "wide cuts": Init.truncated_normal(0, 0.02, -2.0, 2.0),
 }
 # Largest difference from the CPU, relative to the noise's scale: its words are the same.
-NOISE_ERROR = {"constant": 0.0, "uniform": 0.0} | dict.fromkeys(INITS, 1e-6)
-NOISE_ERROR |= {"constant": 0.0, "uniform": 0.0}
+NOISE_ERROR = dict.fromkeys(INITS, 1e-6) | {"constant": 0.0, "uniform": 0.0}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # One unit in the last place; the interpreter cuts bfloat16 off where a GPU rounds.
-ULP = {torch.float32: 0.0, torch.bfloat16: 2**-7, torch.float16: 2**-10}
-SHAPES = [(0,), (), (1,), (3,), (1023,), (1024,), (1025,), (7, 1171), (2, 0, 5), (8192,), (8193,)]
+ULP = {torch.float64: 0.0, torch.float32: 0.0, torch.bfloat16: 2**-7, torch.float16: 2**-10}
+SHAPES = [(0,), (), (3,), (2047,), (2049,), (2, 0, 5), (7, 1171)]
+
+
+@pytest.fixture(autouse=True)
+def blocks(monkeypatch):
+    """Few programs and blocks: each costs the interpreter 20 ms, however large."""
+    monkeypatch.setattr(gpu, "BLOCK", 2048)
+    monkeypatch.setattr(table, "CHUNK", 4096)
 
 
 def random(shape, seed, dtype=torch.float32):
@@ -73,7 +79,7 @@ def assert_close(mine, expected, noise_error=0.0):
 def test_a_draw_equals_that_of_the_cpu(label, dtype):
     init = INITS[label]
     (mine,), (expected,) = both(
-        [torch.full((3001,), math.nan, dtype=dtype)],
+        [torch.full((2001,), math.nan, dtype=dtype)],
         0.0,
         init=[init],
         c=1.0,
@@ -84,7 +90,7 @@ def test_a_draw_equals_that_of_the_cpu(label, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("label", ["uniform", "normal", "two cuts"])
+@pytest.mark.parametrize("label", ["uniform", "normal"])
 def test_every_shape_in_one_call_equals_the_cpu(label, dtype):
     tensors = [random(shape, index, dtype) for index, shape in enumerate(SHAPES)]
     names, inits = [str(shape) for shape in SHAPES], [INITS[label]] * len(SHAPES)
@@ -102,9 +108,7 @@ def test_one_call_takes_all_kinds_and_dtypes_and_launches_once_for_each_dtype():
             names.append(f"{label} {dtype}")
     mine, expected = both(tensors, 0.9, init=inits, c=0.1, seed=3, names=names)
     for one, two in zip(mine, expected, strict=True):
-        assert_close(one, two, 1e-6 if one.dtype != torch.float64 else 0.0) if (
-            one.dtype in ULP
-        ) else torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-6)
+        assert_close(one, two, 1e-6)
     made = table.plan(tensors, [], inits, names)
     assert [one.theta for one in made.launches] == list(DTYPES)
     assert [tensors[index].dtype for index in made.loose] == [torch.float64] * len(INITS)
@@ -129,7 +133,7 @@ def test_all_three_terms_are_summed_from_left_to_right_as_on_the_cpu():
     assert ((noise / 2.5 + 0.3 > -1e-5) & (noise / 2.5 - 0.7 < 1e-5)).all()
 
 
-@pytest.mark.parametrize("block", [128, 1024, 4096])
+@pytest.mark.parametrize("block", [512, 8192])
 def test_neither_block_nor_chunk_size_changes_a_bit(block, monkeypatch):
     theta = random((9001,), 1)
     arguments = {"init": [INITS["normal"]], "c": 0.3, "seed": 9, "names": ["w"]}
@@ -141,7 +145,7 @@ def test_neither_block_nor_chunk_size_changes_a_bit(block, monkeypatch):
     assert torch.equal(before, after)
 
 
-@pytest.mark.parametrize("seed", [0, 1, 16, 2**31, 2**32 - 1, 2**40 + 3, 2**64 - 1])
+@pytest.mark.parametrize("seed", [0, 2**31, 2**40 + 3, 2**64 - 1])
 @pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
 def test_the_24_bits_of_every_word_are_those_of_the_cpu(seed, dtype):
     # bfloat16 keeps 8 bits of them; the kernel's path to them is another one, with 8 a thread.
@@ -181,13 +185,13 @@ def test_the_table_reaches_tensors_of_more_than_2_31_elements():
 
 def test_a_table_of_half_a_billion_elements_stays_below_1_mb():
     for total in (table.LARGE_CALL, 8 * table.LARGE_CALL):
-        chunk = table.CHUNK if total <= table.LARGE_CALL else table.LARGE_CHUNK
+        chunk = 8192 if total <= table.LARGE_CALL else table.LARGE_CHUNK
         rows = table.chunk_rows([total], chunk)
         assert rows.numel() * rows.element_size() < 1 << 20
 
 
-@pytest.mark.parametrize("weights", [(0.7, 0.2, 0.1), (0, 1, 0), (1, 0, 0), (0, 0, 0), (0, 0, 1)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("weights", [(0.7, 0.2, 0.1), (0, 1, 0), (1, 0, 0), (0, 0, 0)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_coefficients_on_the_device_do_what_numbers_do(weights, dtype):
     theta, other = random((3001,), 1), random((3001,), 2)
     poison = torch.tensor([math.nan])
