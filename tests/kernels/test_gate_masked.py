@@ -113,3 +113,24 @@ def test_the_pruning_step_has_no_stack(name, arch):
     code = compile_kernel(kernel, **given, arch=arch, num_warps=select.NUM_WARPS)
     code.assert_no_stack()
     assert code.num_registers <= 64
+
+
+ONES = ["num_rows", "num_reduced", "num_columns", "num_out", "num_in", "num_samples"]
+ONES += ["num_channels", "num_tokens", "samples_per_program"]
+
+
+@pytest.mark.parametrize("name", ["product_kernel", "weight_gradient_kernel", "sample_kernel"])
+def test_sizes_of_one_which_a_launch_makes_constants_compile(name):
+    from sffkernels.gpu import linear, scores
+
+    kernel = getattr(scores if name == "sample_kernel" else linear, name)
+    rules = {"HAS_BIAS": True, "SAVE": True, "ACTIVATION": "silu", "TRANSPOSED": True}
+    rules |= {"SORTED": True, "MOMENTS": False, "GRANULARITY": 8, "BLOCK_TOKENS": 1}
+    rules |= {"STRIPE": 8, "PRECISION": "ieee", "INTERPRETED": False, "EVEN": False}
+    blocks = {key: 32 for key in kernel.arg_names if key.startswith("BLOCK_")}
+    lists = {key: True for key in kernel.arg_names if key.startswith("HAS_")}
+    constants = blocks | lists | {k: v for k, v in rules.items() if k in kernel.arg_names}
+    constants |= {key: 1 for key in ONES if key in kernel.arg_names}
+    others = {"order_ptr": "*i64", "ends_ptr": "*i64"}
+    code = compile_kernel(kernel, **arguments(kernel, "fp32", others, constants), arch=90)
+    code.assert_no_stack()

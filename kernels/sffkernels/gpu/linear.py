@@ -104,22 +104,23 @@ def weight_gradient(
     parts = parts or num_parts(x.shape[0], num_tiles, tile.reduced)
     shape = (parts, num_out, num_in)
     out = dw if parts == 1 else dz.new_empty(shape, dtype=torch.float32)
-    weight_gradient_kernel[(num_tiles, parts)](
-        dz.contiguous(),
-        x.contiguous(),
-        out,
-        live_out,
-        live_in,
-        x.shape[0],
-        num_out,
-        num_in,
-        BLOCK_OUT=tile.rows,
-        BLOCK_IN=tile.columns,
-        BLOCK_ROWS=tile.reduced,
-        HAS_OUT_LIST=live_out is not None,
-        HAS_IN_LIST=live_in is not None,
-        **_options(tile, precision, num_out, num_in),
-    )
+    with torch.cuda.device_of(x):
+        weight_gradient_kernel[(num_tiles, parts)](
+            dz.contiguous(),
+            x.contiguous(),
+            out,
+            live_out,
+            live_in,
+            x.shape[0],
+            num_out,
+            num_in,
+            BLOCK_OUT=tile.rows,
+            BLOCK_IN=tile.columns,
+            BLOCK_ROWS=tile.reduced,
+            HAS_OUT_LIST=live_out is not None,
+            HAS_IN_LIST=live_in is not None,
+            **_options(tile, precision, num_out, num_in),
+        )
     return dw if parts == 1 else torch.sum(out, 0, dtype=torch.float32).to(dw.dtype)
 
 
@@ -141,29 +142,30 @@ def _product(
     precision = _precision()
     tile = tile or pick_tile(a.dtype, num_rows, num_columns, precision)
     grid = (triton.cdiv(num_rows, tile.rows) * triton.cdiv(num_columns, tile.columns),)
-    product_kernel[grid](
-        a.contiguous(),
-        weight.contiguous(),
-        None if bias is None else bias.contiguous(),
-        out,
-        saved if saved.numel() else None,
-        reduce_list,
-        column_list,
-        num_rows,
-        num_reduced,
-        num_columns,
-        HAS_BIAS=bias is not None,
-        SAVE=saved.numel() > 0,
-        ACTIVATION=activation,
-        TRANSPOSED=transposed,
-        BLOCK_ROWS=tile.rows,
-        BLOCK_COLUMNS=tile.columns,
-        BLOCK_REDUCED=tile.reduced,
-        HAS_REDUCE_LIST=reduce_list is not None,
-        HAS_COLUMN_LIST=column_list is not None,
-        **_options(tile, precision, num_reduced, num_columns)
-        | {"num_stages": tile.num_stages + (0 if reduce_list is None else STAGES_OF_A_LIST)},
-    )
+    with torch.cuda.device_of(a):
+        product_kernel[grid](
+            a.contiguous(),
+            weight.contiguous(),
+            None if bias is None else bias.contiguous(),
+            out,
+            saved if saved.numel() else None,
+            reduce_list,
+            column_list,
+            num_rows,
+            num_reduced,
+            num_columns,
+            HAS_BIAS=bias is not None,
+            SAVE=saved.numel() > 0,
+            ACTIVATION=activation,
+            TRANSPOSED=transposed,
+            BLOCK_ROWS=tile.rows,
+            BLOCK_COLUMNS=tile.columns,
+            BLOCK_REDUCED=tile.reduced,
+            HAS_REDUCE_LIST=reduce_list is not None,
+            HAS_COLUMN_LIST=column_list is not None,
+            **_options(tile, precision, num_reduced, num_columns)
+            | {"num_stages": tile.num_stages + (0 if reduce_list is None else STAGES_OF_A_LIST)},
+        )
 
 
 def _options(tile: Tile, precision: str, *widths: int) -> dict[str, Any]:

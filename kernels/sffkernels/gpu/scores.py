@@ -130,21 +130,22 @@ def _launch(
 ) -> None:
     num_entries = num if order is None else max(order.numel(), 1)
     tokens, channels = block_shape(x, order, num)
-    sample_kernel[(triton.cdiv(num, per_program), triton.cdiv(x.shape[1], channels))](
-        x.contiguous(),
-        dx.contiguous(),
-        order,
-        ends,
-        out,
-        num,
-        x.shape[1],
-        x.shape[0] // num_entries,
-        per_program,
-        SORTED=order is not None,
-        MOMENTS=out.dim() == 3,
-        GRANULARITY=granularity,
-        EVEN=x.shape[1] % 8 == 0,
-        BLOCK_TOKENS=tokens,
-        BLOCK_CHANNELS=channels,
-        num_warps=NUM_WARPS,
-    )
+    with torch.cuda.device_of(x):
+        sample_kernel[(triton.cdiv(num, per_program), triton.cdiv(x.shape[1], channels))](
+            x.contiguous(),
+            dx.contiguous(),
+            order,
+            ends,
+            out,
+            num,
+            x.shape[1],
+            x.shape[0] // num_entries,
+            per_program,
+            SORTED=order is not None,
+            MOMENTS=out.dim() == 3,
+            GRANULARITY=granularity,
+            EVEN=x.shape[1] % 8 == 0,
+            BLOCK_TOKENS=tokens,
+            BLOCK_CHANNELS=channels,
+            num_warps=NUM_WARPS,
+        )

@@ -66,13 +66,14 @@ def write_list(live_ptr, list_ptr, num, BLOCK: tl.constexpr):
         num_live += tl.sum(live, 0)
 
 
-@triton.jit
+# Triton would compile a size or a share of 1 as a constant, which the loops below cannot carry.
+@triton.jit(do_not_specialize=["num"])
 def live_list_kernel(live_ptr, list_ptr, num, BLOCK: tl.constexpr):
     """The live list of one mask."""
     write_list(live_ptr, list_ptr, num, BLOCK)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_units", "floor"])
 def score_kernel(
     moments_ptr,
     score_ptr,
@@ -129,7 +130,7 @@ def score_kernel(
         num_ties += tl.sum(tied, 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_units", "ratio"])
 def threshold_kernel(
     score_ptr,
     live_ptr,
@@ -180,9 +181,10 @@ def live_list(mask: Tensor) -> Tensor:
     """int32 [1 + G] of a bool mask [G]."""
     mask = mask.contiguous()
     groups = mask.new_empty(1 + mask.numel(), dtype=torch.int32)
-    live_list_kernel[(1,)](
-        mask.view(torch.int8), groups, mask.numel(), BLOCK=BLOCK, num_warps=NUM_WARPS
-    )
+    with torch.cuda.device_of(mask):
+        live_list_kernel[(1,)](
+            mask.view(torch.int8), groups, mask.numel(), BLOCK=BLOCK, num_warps=NUM_WARPS
+        )
     return groups
 
 
@@ -209,22 +211,23 @@ def update_scores(
         return
     flags, options = live.view(torch.int8), {"BLOCK": BLOCK, "num_warps": NUM_WARPS}
     rule = {"FREE_ZEROS": free_zeros, **options}
-    score_kernel[(num_vectors,)](
-        moments,
-        scores,
-        flags,
-        keys,
-        steps,
-        offsets,
-        num_units,
-        weight,
-        square_weight,
-        ema,
-        floor,
-        SECOND_ORDER=second_order,
-        **rule,
-    )
-    threshold_kernel[(1,)](scores, flags, keys, steps, num_units, ratio, **rule)
-    lists_kernel[(num_vectors,)](flags, lists, offsets, **options)
-    for tensor in (moments, scores, live, lists, steps, keys):
-        torch.autograd.graph.increment_version(tensor)
+    with torch.cuda.device_of(scores):
+        score_kernel[(num_vectors,)](
+            moments,
+            scores,
+            flags,
+            keys,
+            steps,
+            offsets,
+            num_units,
+            weight,
+            square_weight,
+            ema,
+            floor,
+            SECOND_ORDER=second_order,
+            **rule,
+        )
+        threshold_kernel[(1,)](scores, flags, keys, steps, num_units, ratio, **rule)
+        lists_kernel[(num_vectors,)](flags, lists, offsets, **options)
+    written = (moments, scores, live, lists, steps, keys)
+    torch.autograd.graph.increment_version([one for one in written if not one.is_inference()])
