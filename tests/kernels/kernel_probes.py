@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 
 from sffkernels.gpu import layout
+from sffkernels.gpu.distributions import box_muller
 from sffkernels.gpu.interpolate_kernel import locate
 from sffkernels.gpu.philox import philox, unsigned, words_of
 
@@ -43,3 +44,21 @@ def located(rows, sizes, chunk, device):
     out = torch.empty(len(rows), 3, dtype=torch.int64, device=device)
     _locate[(len(rows),)](rows.contiguous().to(device), tensors.to(device), out, CHUNK=chunk)
     return out.t().tolist()
+
+
+@triton.jit
+def _normals(k0, k1, out0, out1, BLOCK: tl.constexpr):
+    offsets = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    word0 = tl.load(k0 + offsets).to(tl.uint32) << 8
+    word1 = tl.load(k1 + offsets).to(tl.uint32) << 8
+    z0, z1 = box_muller(word0, word1)
+    tl.store(out0 + offsets, z0)
+    tl.store(out1 + offsets, z1)
+
+
+def normals(k0, k1):
+    """Two float32 tensors of standard normals from two int32 ones of 24-bit integers, [2^n]."""
+    out = k0.new_empty(k0.shape, dtype=torch.float32), k1.new_empty(k1.shape, dtype=torch.float32)
+    block = min(len(k0), 1 << 16 if k0.device.type == "cpu" else 1024)
+    _normals[(len(k0) // block,)](k0, k1, *out, BLOCK=block, enable_fp_fusion=False)
+    return out

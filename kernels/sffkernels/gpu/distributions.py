@@ -18,8 +18,10 @@ ULP = tl.constexpr(_ULP)
 # ln(1 + f) = f - f^2 / 2 + f^3 P(f) on [1/sqrt(2) - 1, sqrt(2) - 1]: relative error 6e-9.
 _LOG = (0.33333331, -0.25000823, 0.20001227, -0.16623357, 0.14201762, -0.13160194, 0.1276155)
 LOG = tl.constexpr((*_LOG, -0.076344296))
-# sin(2 pi q) = q P(q^2) on [-1/4, 1/4]: relative error 5e-9.
-SIN = tl.constexpr((6.2831855, -41.341679, 81.602234, -76.574989, 39.710918))
+# sin(2 pi p) = 2 pi p + p^3 P(p^2) and cos(2 pi p) = 1 + p^2 Q(p^2) on [-1/8, 1/8]: 4e-9, 7e-11.
+SIN = tl.constexpr((-41.341671, 81.593765, -75.445602))
+COS = tl.constexpr((-19.739208, 64.939323, -85.443237, 59.22924))
+TURN_HIGH, TURN_LOW = tl.constexpr(6.2831855), tl.constexpr(-1.7484556e-7)  # 2 pi
 LN2_HIGH, LN2_LOW = tl.constexpr(0.693359375), tl.constexpr(-2.12194440e-4)
 SQRT_HALF_BITS = tl.constexpr(0x3F3504F3)
 CENTRAL_CENTRE, CENTRAL_POWERS = tl.constexpr(CENTRAL[0]), tl.constexpr(CENTRAL[1])
@@ -37,41 +39,44 @@ def sample(kind, numbers, counter, counter_high, name0, name1, key0, key1):
     numbers: pointer to the parameters of the distribution, see `table.encode`.
     """
     x0, x1, x2, x3 = philox(counter, counter_high, name0, name1, key0, key1)
-    k0, k1, k2, k3 = top_bits(x0), top_bits(x1), top_bits(x2), top_bits(x3)
     first, second = tl.load(numbers), tl.load(numbers + 1)
     if kind == UNIFORM:
-        k0, k1 = k0 * ULP * second + first, k1 * ULP * second + first
-        k2, k3 = k2 * ULP * second + first, k3 * ULP * second + first
+        y0, y1 = uniform(x0, first, second), uniform(x1, first, second)
+        y2, y3 = uniform(x2, first, second), uniform(x3, first, second)
     elif kind == NORMAL:
-        k0, k1 = box_muller(k0, k1)
-        k2, k3 = box_muller(k2, k3)
-        k0, k1 = k0 * second + first, k1 * second + first
-        k2, k3 = k2 * second + first, k3 * second + first
+        y0, y1 = box_muller(x0, x1)
+        y2, y3 = box_muller(x2, x3)
+        y0, y1 = y0 * second + first, y1 * second + first
+        y2, y3 = y2 * second + first, y3 * second + first
     else:
         low, high = tl.load(numbers + 2), tl.load(numbers + 3)
         below, above = tl.load(numbers + 4), tl.load(numbers + 5)
         mass = tl.load(numbers + 6)
-        k0 = truncated(k0, first, second, low, high, below, above, mass)
-        k1 = truncated(k1, first, second, low, high, below, above, mass)
-        k2 = truncated(k2, first, second, low, high, below, above, mass)
-        k3 = truncated(k3, first, second, low, high, below, above, mass)
-    return k0, k1, k2, k3
+        y0 = truncated(x0, first, second, low, high, below, above, mass)
+        y1 = truncated(x1, first, second, low, high, below, above, mass)
+        y2 = truncated(x2, first, second, low, high, below, above, mass)
+        y3 = truncated(x3, first, second, low, high, below, above, mass)
+    return y0, y1, y2, y3
 
 
 @triton.jit
-def box_muller(k0, k1):
-    """Two standard normals from two 24-bit integers, see `sffkernels.init.box_muller`."""
-    radius = sqrt(log((k0 + 1.0) * ULP) * -2.0)
-    half = tl.fma(k1, -ULP, 0.5)
-    quarter = tl.abs(half) - 0.25
-    cosine = sin_of_turns(quarter)
-    sine = copysign(sin_of_turns(0.25 - tl.abs(quarter)), half)
+def uniform(word, low, extent):
+    """low + extent * u, see `sffkernels.init.uniform`."""
+    return top_bits(word) * ULP * extent + low
+
+
+@triton.jit
+def box_muller(word0, word1):
+    """Two standard normals from two words: sqrt(-2 ln v) times cosine and sine of u turns."""
+    radius = sqrt(log((top_bits(word0) + 1.0) * ULP) * -2.0)
+    cosine, sine = cos_and_sin((word1 >> 8).to(tl.int32))
     return radius * cosine, radius * sine
 
 
 @triton.jit
-def truncated(k, mean, std, low, high, below, above, mass):
+def truncated(word, mean, std, low, high, below, above, mass):
     """Normal between two cuts by inverse CDF, see `sffkernels.init.truncated`."""
+    k = top_bits(word)
     p = k * ULP * mass + below
     q = (16777216.0 - k) * ULP * mass + above
     tail = tl.maximum(tl.minimum(p, q), mass * (ULP * 0.5))
@@ -96,9 +101,28 @@ def log(x):
 
 
 @triton.jit
-def sin_of_turns(q):
-    """sin(2 pi q) on [-1/4, 1/4]."""
-    return q * polynomial(q * q, SIN, 4)
+def cos_and_sin(k):
+    """cos and sin of k / 2^24 turns for integers 0 <= k < 2^24, each rounded about once.
+
+    k = 2^22 quarter + 2^24 p leaves |p| <= 1/8 exactly; an odd quarter exchanges the two.
+    """
+    quarter = (k + (1 << 21)) >> 22
+    p = (k - (quarter << 22)).to(tl.float32) * ULP
+    square = p * p
+    slope = tl.fma(square, polynomial(square, SIN, 2), tl.zeros_like(p) + TURN_LOW)
+    sine = tl.fma(p, tl.zeros_like(p) + TURN_HIGH, p * slope)
+    cosine = tl.fma(square, polynomial(square, COS, 3), tl.zeros_like(p) + 1.0)
+    is_odd = (quarter & 1) != 0
+    return (
+        flip(tl.where(is_odd, sine, cosine), (quarter + 1) << 30),
+        flip(tl.where(is_odd, cosine, sine), quarter << 30),
+    )
+
+
+@triton.jit
+def flip(x, bits):
+    """x, its sign turned where the top one of `bits` is set."""
+    return (x.to(tl.int32, bitcast=True) ^ (bits & -0x80000000)).to(tl.float32, bitcast=True)
 
 
 @triton.jit
