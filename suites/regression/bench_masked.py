@@ -9,21 +9,16 @@ that fill it, on a CPU one thread, float32 and small sizes. Call: `make bench` o
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
+from device import Side, in_turns
 from torch import Tensor
 from torch.nn import functional
 
 from sffkernels import live_list, mask_moments, masked_linear
-
-ROUNDS, WARM_UPS = 15, 3
-Side = Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -71,7 +66,7 @@ def bench_mask_scores(benchmark: Any, device: torch.device, size: Size) -> None:
         "eager, float32 products": accurate,  # what ours computes
         "copy": lambda: target.copy_(x),  # reads one tensor, writes another: as many bytes as ours
     }
-    seconds = _in_turns(benchmark, device, sides)
+    seconds = in_turns(benchmark, device, sides)
     benchmark.extra_info.update(
         title=f"mask_scores {shape}",
         ratios={f"{name} / ours": seconds[name] / seconds["ours"] for name in list(sides)[1:]},
@@ -88,7 +83,7 @@ def bench_masked_linear(
 ) -> None:
     """Forward and backward of one map with a GELU, its outputs or its inputs pruned."""
     sides = _linear_sides(size, device, pruned == "inputs", density)
-    seconds = _in_turns(benchmark, device, sides)
+    seconds = in_turns(benchmark, device, sides)
     benchmark.extra_info.update(
         title=f"masked_linear {size.num_rows} x {size.num_in} x {size.num_out}, "
         f"{density:g} of the {pruned} live",
@@ -169,33 +164,3 @@ def _mask(num_groups: int, density: float) -> Tensor:
     """Exactly the wanted share of groups, scattered by a fixed seed."""
     order = torch.randperm(num_groups, generator=torch.Generator().manual_seed(0))
     return order < round(density * num_groups)
-
-
-def _in_turns(benchmark: Any, device: torch.device, sides: Mapping[str, Side]) -> dict[str, float]:
-    """Median seconds of each side; the others have their turns in the set-up of the first."""
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    ours, *rivals = sides
-
-    def rival_turns() -> None:
-        for name in rivals:
-            times[name].append(_seconds(sides[name], device))
-
-    def our_turn() -> None:
-        times[ours].append(_seconds(sides[ours], device))
-
-    benchmark.pedantic(our_turn, setup=rival_turns, rounds=ROUNDS, warmup_rounds=WARM_UPS)
-    return {name: statistics.median(values[-ROUNDS:]) for name, values in times.items()}
-
-
-def _seconds(side: Side, device: torch.device) -> float:
-    """Device time between two events, or time of this thread."""
-    if device.type != "cuda":
-        start = time.thread_time()
-        side()
-        return time.thread_time() - start
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    begin.record()
-    side()
-    end.record()
-    end.synchronize()
-    return begin.elapsed_time(end) / 1000
