@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 FILES = sorted(Path(__file__).with_name("device").glob("test_*.py"))
 
 
+@pytest.mark.timeout(900)  # seconds on an idle machine, minutes on a busy one
 @pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed")
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_the_kernels_pass_their_tests_in_the_interpreter(file: Path) -> None:
