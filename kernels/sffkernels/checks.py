@@ -20,9 +20,15 @@ FLOAT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 MAX_SCALAR = torch.finfo(torch.float32).max
 
 
-def check_scalar(name: str, value: object) -> float:
-    """`value`, a number or a 0-dim tensor, as a finite float within the range of float32."""
-    if isinstance(value, Tensor) and value.dim() == 0:
+def check_scalar(name: str, value: object) -> float | Tensor:
+    """`value`, a number or a 0-dim tensor, as a finite float within the range of float32.
+
+    A tensor on another device than the CPU is returned as it is: reading it would wait for the
+    device. So is any tensor in torch.compile, where there is nothing to read yet.
+    """
+    if isinstance(value, Tensor) and value.dim() == 0 and value.dtype != torch.bool:
+        if value.device.type != "cpu" or torch.compiler.is_compiling():
+            return value.detach()
         value = value.detach().item()
     if isinstance(value, bool) or not isinstance(value, Real):
         raise ValueError(f"{name} must be a number or a 0-dim tensor, got {_brief(value)}")
@@ -35,18 +41,19 @@ def check_scalar(name: str, value: object) -> float:
 def check_lists(
     tensors: Sequence[Tensor],
     other: Sequence[Tensor] | None,
-    b: float,
+    b: float | Tensor,
     init: Sequence[Init] | None,
-    c: float,
+    c: float | Tensor,
     names: Sequence[str] | None,
 ) -> None:
     """The lists belong together: types, lengths, shapes, devices, names."""
     for label, given in (("tensors", tensors), ("other", other), ("init", init), ("names", names)):
         _check_list(label, given, tensors)
-    if b != 0 and other is None:
+    b_used, c_used = (isinstance(one, Tensor) or one != 0 for one in (b, c))
+    if b_used and other is None:
         raise ValueError(f"b = {b} needs other, one per tensor")
     for label, values in (("init", init), ("names", names)):
-        if c != 0 and values is None:
+        if c_used and values is None:
             raise ValueError(f"c = {c} asks for noise, which needs {label}, one per tensor")
     _check_names(names or ())
     for index, one in enumerate(init or ()):
@@ -54,10 +61,26 @@ def check_lists(
             raise ValueError(f"init[{index}] must be an Init, got {_brief(one)}")
     for index, tensor in enumerate(tensors):
         _check_tensor(f"tensors[{index}]", tensor)
-        if tensor.is_inference() and not torch.is_inference_mode_enabled():
+        if _read_only(tensor):
             raise ValueError(f"tensors[{index}] was made in inference mode: update it there")
     for index, (tensor, source) in enumerate(zip(tensors, other or (), strict=False)):
         _check_source(f"other[{index}]", source, f"tensors[{index}]", tensor)
+
+
+def check_device(tensors: Sequence[Tensor], scalars: Sequence[float | Tensor]) -> None:
+    """One call serves one device, which coefficients on a device have to share."""
+    if not tensors:
+        return
+    device = tensors[0].device
+    for index, tensor in enumerate(tensors):
+        if tensor.device != device:
+            raise ValueError(
+                f"tensors[{index}] is on {tensor.device}, tensors[0] on {device}: "
+                "one call serves one device"
+            )
+    for name, scalar in zip("abc", scalars, strict=True):
+        if isinstance(scalar, Tensor) and scalar.device != device:
+            raise ValueError(f"{name} is on {scalar.device}, the tensors on {device}")
 
 
 def check_memory(tensors: Sequence[Tensor], other: Sequence[Tensor] | None) -> None:
@@ -142,6 +165,12 @@ def _check_tensor(label: str, tensor: object) -> None:
         raise ValueError(f"{label} has dtype {tensor.dtype}, allowed are {allowed}")
     if tensor.layout != torch.strided or tensor.is_meta:
         raise ValueError(f"{label} must be dense and hold data, got {_brief(tensor)}")
+
+
+def _read_only(tensor: Tensor) -> bool:
+    if torch.compiler.is_compiling():
+        return False
+    return tensor.is_inference() and not torch.is_inference_mode_enabled()
 
 
 def _check_source(label: str, source: Tensor, target_label: str, target: Tensor) -> None:

@@ -65,7 +65,7 @@ class Init:
     def _check_cuts(self) -> None:
         if not (self.b > 0 and self.low < self.high):  # also catches NaN
             raise ValueError(f"truncated_normal needs std > 0 and low < high, got {self}")
-        mass = _Cuts.of(self).mass
+        mass = Cuts.of(self).mass
         if mass < MIN_MASS:
             raise ValueError(
                 f"truncated_normal must keep at least {MIN_MASS:.2g} of the normal's mass, "
@@ -123,7 +123,7 @@ def sample(init: Init, words: Tensor) -> Tensor:
         return uniform(k, init.a, init.b)
     if init.is_plain_normal:
         return box_muller(k).mul_(init.b).add_(init.a)
-    z = truncated(k, _Cuts.of(init))
+    z = truncated(k, Cuts.of(init))
     low, high = max(init.low, -MAX_NUMBER), min(init.high, MAX_NUMBER)
     return z.mul_(init.b).add_(init.a).clamp_(low, high)
 
@@ -151,7 +151,7 @@ def box_muller(k: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Cuts:
+class Cuts:
     """Standard normal masses below the lower cut, above the upper one, and between them."""
 
     below: float
@@ -165,7 +165,7 @@ class _Cuts:
         return cls(below, above, 1.0 - below - above)  # float64: 1e-12 of the least mass allowed
 
 
-def truncated(k: Tensor, cuts: _Cuts) -> Tensor:
+def truncated(k: Tensor, cuts: Cuts) -> Tensor:
     """Standard normal between two cuts by inverse CDF: z with Phi(z) = below + mass * k / 2^24.
 
     Both tails' masses are formed, p = below + mass * u and q = above + mass * (1 - u), and the

@@ -1,22 +1,22 @@
 """theta <- a * theta + b * other + c * noise, in place, over all parameters of a model.
 
-The plain-torch implementation: what runs on a CPU, and the oracle of any faster one. The noise is
-drawn chunk by chunk, so no second model is ever held; it depends on (seed, name, element) alone.
+One operator, `torch.ops.sffkernels.interpolate_`: plain torch on a CPU, one Triton launch on CUDA.
+No second model is ever held; the noise depends on (seed, name, element) alone.
 
     interpolate_(list(model.parameters()), 0.7, init=inits, c=0.3, seed=0, names=names)   # SFF
     interpolate_(ema, 0.999, other=list(model.parameters()), b=0.001)                    # EMA
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from sffkernels.checks import check_lists, check_memory, check_scalar
-from sffkernels.init import Init, sample
-from sffkernels.philox import NUM_LANES, Philox, Words, name_words, seed_words
-
-CHUNK_COUNTERS = 1 << 15  # 131,072 elements at a time: the buffers stay within a CPU core's cache
+from sffkernels import plain
+from sffkernels.checks import check_device, check_lists, check_memory, check_scalar
+from sffkernels.init import Init
+from sffkernels.library import register
+from sffkernels.philox import seed_words
 
 
 def interpolate_(
@@ -32,10 +32,11 @@ def interpolate_(
 ) -> None:
     """theta <- a * theta + b * other + c * noise, for every theta of `tensors`, in place.
 
-    tensors: floating-point, of any shape, dtype and device, no two sharing an element.
+    tensors: floating-point, of any shape and dtype, on one device, no two sharing an element.
     other: one tensor per theta, same shape and device, sharing no element with any theta.
     init, names: one distribution and one unique name per theta, needed when c is not 0.
-    a, b, c: finite numbers or 0-dim tensors.
+    a, b, c: finite numbers or 0-dim tensors; one on the tensors' CUDA device is read there only,
+        by the kernel, without waiting for it, and is not checked.
 
     A term whose coefficient is 0 is never read (a = 0 ignores even NaN), a coefficient of 1 does
     not multiply, and a = 1 with b = c = 0 writes nothing. Noise is drawn in float32; terms are
@@ -45,17 +46,26 @@ def interpolate_(
 
     Raises ValueError, before anything is written, naming the argument that is wrong.
     """
-    a, b, c = check_scalar("a", a), check_scalar("b", b), check_scalar("c", c)
+    a, b, c = (check_scalar(name, value) for name, value in (("a", a), ("b", b), ("c", c)))
     check_lists(tensors, other, b, init, c, names)
-    check_memory(tensors, other)
+    check_device(tensors, (a, b, c))
     key = seed_words(seed)
-    if (a, b, c) == (1.0, 0.0, 0.0):
+    if _is(a, 1.0) and _is(b, 0.0) and _is(c, 0.0):
         return
-    noise = _Noise(key)
-    for index, theta in enumerate(tensors):
-        source = other[index] if other is not None and b != 0 else None
-        drawn = (init[index], names[index]) if init and names and c != 0 else None
-        _update(theta, a, source, b, drawn, c, noise)
+    weights = [0.0 if isinstance(one, Tensor) else one for one in (a, b, c)]
+    on_device = [one if isinstance(one, Tensor) else None for one in (a, b, c)]
+    drawn = [] if init is None or names is None or _is(c, 0.0) else list(init)
+    with torch.no_grad():
+        OPERATOR(
+            list(tensors),
+            [] if other is None or _is(b, 0.0) else list(other),
+            weights,
+            on_device,
+            [one.kind for one in drawn],
+            [number for one in drawn for number in (one.a, one.b, one.low, one.high)],
+            list(names or ()) if drawn else [],
+            key.signed(),
+        )
 
 
 def draw(
@@ -73,61 +83,35 @@ def draw(
     return out
 
 
-class _Noise:
-    """Chunks of the noise of one seed, with one set of Philox buffers a device."""
-
-    def __init__(self, key: Words) -> None:
-        self._key = key
-        self._generators: dict[torch.device, Philox] = {}
-
-    def chunk(self, init: Init, name: Words, start: int, num: int, like: Tensor) -> Tensor:
-        """Elements start .. start + num - 1, `start` a multiple of 4, in the dtype of `like`."""
-        if init.kind == "constant":
-            return like.new_full((num,), init.a)
-        if like.device not in self._generators:
-            self._generators[like.device] = Philox(CHUNK_COUNTERS, like.device)
-        words = self._generators[like.device].words(
-            self._key, name, start // NUM_LANES, -(-num // NUM_LANES)
-        )
-        return sample(init, words).t().reshape(-1)[:num].to(like.dtype)
+def _is(weight: float | Tensor, number: float) -> bool:
+    return not isinstance(weight, Tensor) and weight == number
 
 
-@torch.no_grad()
-def _update(
-    theta: Tensor,
-    a: float,
-    other: Tensor | None,
-    b: float,
-    drawn: tuple[Init, str] | None,
-    c: float,
-    noise: _Noise,
+def _plain(
+    tensors: list[Tensor],
+    other: list[Tensor],
+    weights: list[float],
+    on_device: list[Tensor | None],
+    kinds: list[str],
+    parameters: list[float],
+    names: list[str],
+    seed: int,
 ) -> None:
-    flat = theta.detach().reshape(-1)  # a copy where theta is not contiguous
-    source = None if other is None else other.detach().reshape(-1)
-    dtype = torch.float64 if theta.dtype == torch.float64 else torch.float32
-    empty = flat.new_empty(0, dtype=dtype)
-    init, name = (drawn[0], name_words(drawn[1])) if drawn else (None, None)
-    for start, stop in _chunks(flat.numel()):
-        terms: list[tuple[float, Tensor]] = []
-        if a != 0:
-            terms.append((a, flat[start:stop].to(dtype)))
-        if source is not None:
-            terms.append((b, source[start:stop].to(dtype)))
-        if init is not None and name is not None:
-            terms.append((c, noise.chunk(init, name, start, stop - start, empty)))
-        flat[start:stop] = _weighted_sum(terms) if terms else 0.0
-    if not theta.is_contiguous():
-        theta.copy_(flat.view(theta.shape))
+    check_memory(tensors, other)
+    one = plain.Interpolation(plain.weights_of(weights, on_device), seed)
+    inits = plain.inits_of(kinds, parameters)
+    for index, theta in enumerate(tensors):
+        one.update(theta, *plain.entry(index, other, inits, names))
 
 
-def _chunks(numel: int) -> Iterator[tuple[int, int]]:
-    size = CHUNK_COUNTERS * NUM_LANES
-    return ((start, min(start + size, numel)) for start in range(0, numel, size))
+def _fake(*_: object) -> None:
+    """Nothing is returned; which arguments are written, the schema says."""
 
 
-def _weighted_sum(terms: list[tuple[float, Tensor]]) -> Tensor:
-    """Left to right; never add(alpha=...), whose fused multiply-add depends on the vector width."""
-    total, *rest = (value if weight == 1 else value * weight for weight, value in terms)
-    for product in rest:
-        total = total + product
-    return total
+OPERATOR = register(
+    "interpolate_(Tensor(a!)[] tensors, Tensor[] other, float[] weights, Tensor?[] on_device, "
+    "str[] kinds, float[] parameters, str[] names, int seed) -> ()",
+    _plain,
+    cuda="sffkernels.gpu.interpolate:launch",
+    fake=_fake,
+)

@@ -34,6 +34,16 @@ class Words(NamedTuple):
     low: int
     high: int
 
+    def signed(self) -> int:
+        """The number as a signed 64-bit integer, which operators and tables hold."""
+        number = self.high << 32 | self.low
+        return number - (1 << 64) if number >> 63 else number
+
+    def signed_words(self) -> tuple[int, int]:
+        """Both words as signed 32-bit integers, which kernels take."""
+        low, high = (word - (1 << 32) if word >> 31 else word for word in self)
+        return low, high
+
 
 def split_words(number: int) -> Words:
     """(number mod 2^32, number // 2^32 mod 2^32)."""

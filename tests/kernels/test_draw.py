@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special, stats
 
-import sffkernels.interpolate as module
+import sffkernels.plain as module
 from sffkernels import Init, draw
 from sffkernels.init import box_muller, quantile_magnitude, sample
 from sffkernels.philox import Philox, name_words, seed_words
