@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from sffbench.strategies.base import Strategy
+from sffbench.strategies.freezing import freeze_all_but_head
 
 if TYPE_CHECKING:
     from sffbench.context import Context
@@ -24,6 +25,5 @@ class LinearProbe(Strategy):
 
     def prepare(self, model: LTSM, ctx: Context) -> LTSM:
         """Turn off gradients outside the head."""
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name.startswith(model.head_prefixes))
+        freeze_all_but_head(model)
         return model
