@@ -145,6 +145,11 @@ class Row:
         return self.model == "none"
 
     @property
+    def is_reference(self) -> bool:
+        """Whether no seed can change it: one run is all there is."""
+        return self.strategy in REFERENCES
+
+    @property
     def name(self) -> str:
         """Model, label and what tells the row from its namesakes, in one phrase."""
         return f"{self.model} {self.title}"
@@ -190,14 +195,14 @@ class Row:
             return "random weights"
         if not protocol.get("ranked", protocol["name"] != "quick"):
             return f"{protocol['name']} protocol"
-        if self.strategy not in REFERENCES and 0 < self.seed_counts[0] < MIN_SEEDS:
+        if not self.is_reference and 0 < self.seed_counts[0] < MIN_SEEDS:
             return f"fewer than {MIN_SEEDS} seeds"
         return None
 
     @property
     def ranked(self) -> bool:
         """Whether the row competes: complete, enough seeds, a ranked protocol, no reference."""
-        return self.complete and self.unranked is None and self.strategy not in REFERENCES
+        return self.complete and self.unranked is None and not self.is_reference
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from sffbench.report.notes import notes, summary_notes, summary_title, title
 from sffbench.report.overall import Summary, SummaryRow
 from sffbench.report.records import Record
 
-__all__ = ["CSV_COLUMNS", "SCHEMA", "csv_text", "json_text"]
+__all__ = ["CSV_COLUMNS", "SCHEMA", "csv_text", "effect_json", "json_text"]
 
 SCHEMA = 1
 """Version of the JSON layout; raised with every incompatible change."""
@@ -86,7 +86,7 @@ def _row(row: Row, board: Board, baselines: Baselines, bold: set[Any]) -> dict[s
         },
         "is_full": row is full,
         "is_zero_shot": row is zero_shot,
-        "vs_full": _effect(against(row, full, board)),
+        "vs_full": effect_json(against(row, full, board)),
         "worse_than_zero_shot": _counts(losses(row, zero_shot, board)),
         "num_seeds": list(row.seed_counts),
         "cost": {
@@ -119,7 +119,8 @@ def _metric(values: dict[int, float]) -> dict[str, Any] | None:
     return {"mean": stats.mean(errors), "sd": stats.sample_sd(errors), "by_seed": by_seed}
 
 
-def _effect(effect: Effect | None) -> dict[str, Any] | None:
+def effect_json(effect: Effect | None) -> dict[str, Any] | None:
+    """An effect with its interval, as a log ratio and in percent."""
     if effect is None:
         return None
     interval = effect.interval
@@ -155,7 +156,7 @@ def _summary_row(row: SummaryRow) -> dict[str, Any]:
         "label": row.label,
         "is_full": row.is_full,
         "is_zero_shot": row.is_zero_shot,
-        "vs_full": _effect(row.effect),
+        "vs_full": effect_json(row.effect),
         "worse_than_zero_shot": _counts(row.worse),
         "num_models": row.num_models,
         "num_cells": row.num_cells,

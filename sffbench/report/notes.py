@@ -16,7 +16,7 @@ from sffbench.report.board import MIN_SEEDS, Board, Row
 from sffbench.report.effects import Baselines
 from sffbench.report.overall import Summary
 
-__all__ = ["notes", "protocol_line", "summary_notes", "summary_title", "title"]
+__all__ = ["notes", "protocol_line", "summary_notes", "summary_rules", "summary_title", "title"]
 
 MAX_REASONS = 12
 
@@ -29,9 +29,14 @@ def title(board: Board, boards: Sequence[Board]) -> str:
 
 def summary_title(summary: Summary, boards: Sequence[Board]) -> str:
     """What all boards of the summary share."""
-    board = summary.boards[0]
-    horizons = ", ".join(str(horizon) for horizon in summary.horizons if horizon)
-    return f"Overall: {board.task['name']}, H = {horizons} · {_rules(board, boards)}"
+    return f"Overall: {summary_rules(summary.boards, boards)}"
+
+
+def summary_rules(shown: Sequence[Board], boards: Sequence[Board] | None = None) -> str:
+    """Task, horizons and rules of boards that differ by horizon alone, among all `boards`."""
+    horizons = ", ".join(str(h) for h in sorted({board.horizon for board in shown}) if h)
+    rules = _rules(shown[0], boards or shown)
+    return f"{shown[0].task['name']}, H = {horizons} · {rules}"
 
 
 def _rules(board: Board, boards: Sequence[Board]) -> str:
