@@ -59,6 +59,8 @@ def _hints(found: Comparison) -> list[str]:
     """Why no claim can be made at all."""
     reasons = {row.unranked for row in found.rows} - {None}
     flags = {flag for row in found.rows for flag in row.flagged} & {"synthetic", "tiny"}
+    if len({row.trials for row in found.rows if row.tunable}) > 1:
+        reasons.add("unequal numbers of trials")
     words = {"synthetic": "synthetic data", "tiny": "tiny presets"}
     return sorted(str(reason) for reason in reasons) + sorted(words[flag] for flag in flags)
 

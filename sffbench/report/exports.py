@@ -76,6 +76,7 @@ def _row(row: Row, board: Board, baselines: Baselines, bold: set[Any]) -> dict[s
         "suffix": row.suffix,
         "lookback": None if row.is_naive else cell.get("lookback"),
         "lr": cell.get("lr"),
+        "trials": row.trials,
         "complete": row.complete,
         "ranked": row.ranked,
         "unranked": row.unranked,
@@ -91,6 +92,9 @@ def _row(row: Row, board: Board, baselines: Baselines, bold: set[Any]) -> dict[s
         "num_seeds": list(row.seed_counts),
         "cost": {
             "device": row.cost.device or None,
+            "num_steps": row.cost.num_steps,
+            "train_s": row.cost.train_s,
+            "train_cpu_s": row.cost.train_cpu_s,
             "train_windows_per_s": row.cost.train_windows_per_s,
             "test_windows_per_s": row.cost.test_windows_per_s,
             "train_windows_per_cpu_s": row.cost.train_windows_per_cpu_s,
@@ -190,8 +194,10 @@ def _flag(name: str) -> Reader:
 
 
 _COST = (
+    "num_steps",
     "train_s",
     "prepare_s",
+    "prepare_cpu_s",
     "validate_s",
     "test_s",
     "train_windows",
@@ -246,6 +252,9 @@ CSV_COLUMNS: dict[str, Reader] = {
     "strategy_version": _at("cell", "strategy", "version"),
     "strategy_fields_json": _as_json("cell", "strategy", "fields"),
     "strategy_plugin": _at("cell", "strategy", "plugin"),
+    "trials": _at("cell", "search", "trials"),
+    "trial": _at("search", "trial"),
+    "trial_point_json": _as_json("search", "point"),
     "dataset": _at("cell", "data", "name"),
     "cluster": identity.cluster,
     "data_sha256": _at("cell", "data", "sha256"),

@@ -9,6 +9,7 @@ If a number can mislead, the sentence belongs here, under the table, and not in 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from sffbench.report import identity
@@ -67,7 +68,7 @@ def protocol_line(board: Board) -> str:
 
 def notes(board: Board) -> list[str]:
     """Footnotes of one board, the most important first."""
-    parts = (_warnings, _reading, _windows, _effects, _ranking, _cost, _outcomes)
+    parts = (_warnings, _reading, _windows, _effects, _search, _ranking, _cost, _outcomes)
     return [line for part in parts for line in part(board)]
 
 
@@ -153,6 +154,28 @@ def _ambiguity(row: Row, baselines: Baselines) -> str:
                 f"{row.model} has several rows that could be `{strategy}`: no comparison with it."
             )
     return ""
+
+
+def _search(board: Board) -> Iterator[str]:
+    searched = [row for row in board.rows if row.trials]
+    if not searched:
+        return
+    yield (
+        "best of n: each seed and data set has n trials, and the one with the lowest error on all "
+        "validation windows is the one that is shown. Steps and train seconds are of all trials "
+        "(a failed one's are not known). vs full: against `full` with as many trials, only."
+    )
+    baselines = Baselines.of(board)
+    for row in searched:
+        if not baselines.candidates(row, "full"):
+            yield f"{row.name}: no `full` has as many trials, so that it is compared with none."
+    for row in searched:
+        chosen = [record["search"] for record in row.records if "search" in record]
+        points = Counter(identity.named(one["point"]) for one in chosen)
+        counts = ", ".join(f"{point} ({count})" for point, count in sorted(points.items()))
+        failed = sum(len(one["failed"]) for one in chosen)
+        lost = f"; {failed} trials failed" if failed else ""
+        yield f"{row.name}: chosen {counts or 'nothing yet'}{lost}."
 
 
 def _ranking(board: Board) -> Iterator[str]:
