@@ -4,9 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 
-from sffbench import planning
+from sffbench import planning, report, runner
 from sffbench.errors import InputError
+from sffbench.report import trials
 from sffbench.search import Search
 from sffbench.suite import RunSpec, Suite
 
@@ -138,3 +140,14 @@ def test_a_suite_file_says_it_in_toml(suite_fields: Callable[..., dict[str, Any]
 
     raw = tomllib.loads("[search]\ntrials = 2\n[search.grid.full]\nlr = [1e-3, 1e-2]\n")
     assert Suite(**suite_fields(**raw)).search == Search(trials=2, grid={"full": GRID["full"]})
+
+
+def test_a_search_runs_and_becomes_one_row(cells_of: Cells) -> None:
+    records = [runner.run(spec, torch.device("cpu")) for spec in cells_of(search=SEARCH)]
+    assert [record["status"] for record in records] == ["ok", "ok"]
+    best = min(records, key=lambda record: record["validation"]["mse"])
+    (found,) = trials.fold(records)
+    assert found["metrics"] == best["metrics"]
+    assert found["cost"]["num_steps"] == 4 + 4
+    assert found["cost"]["train_s"] == sum(record["cost"]["train_s"] for record in records)
+    assert "full (best of 2)" in report.render(records)
