@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ from sffbench import data, models, networks, strategies
 from sffbench.errors import InputError
 from sffbench.models.formats import WEIGHTS
 from sffbench.protocol import Protocol
+from sffbench.search import Search
 from sffbench.strategies import Strategy
 from sffbench.suite import (
     ModelEntry,
@@ -34,11 +35,15 @@ _NO_MODEL: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Entry:
-    """A strategy of a suite: the strategy, its label, and the seeds it runs with."""
+    """A strategy of a suite: the strategy, its label, and the seeds it runs with.
+
+    Where the suite searches, every trial is an entry; `search` is what its key says of that.
+    """
 
     strategy: Strategy
     label: str
     seeds: tuple[int, ...]
+    search: dict[str, Any] | None = None
 
 
 def expand(suite: Suite, places: Places) -> list[RunSpec]:
@@ -55,6 +60,8 @@ def _generate(suite: Suite, protocol: Protocol, places: Places) -> Iterator[RunS
         strategies.load_plugin(plugin)
     entries = [_entry(raw, suite.seeds) for raw in suite.strategies]
     unique_labels((e.label, canonical_json(strategies.identity(e.strategy))) for e in entries)
+    if suite.search is not None:
+        entries = _trials(entries, suite.strategies, suite.search, protocol)
     described = [_describe(entry) for entry in suite.models]
     for name in suite.datasets:
         series = _describe_data(name, suite.data, places.data)
@@ -63,6 +70,31 @@ def _generate(suite: Suite, protocol: Protocol, places: Places) -> Iterator[RunS
                 for seed in entry.seeds:
                     for model in described if entry.strategy.needs_model else [None]:
                         yield _spec(suite, protocol, places, series, horizon, entry, seed, model)
+
+
+def _trials(
+    entries: list[Entry], raws: Sequence[dict[str, Any]], search: Search, protocol: Protocol
+) -> list[Entry]:
+    """Every entry that trains in as many settings as the search has trials; the others as is."""
+    if not protocol.selects:
+        raise InputError(f"search: protocol {protocol.name!r} has no validation to choose by")
+    trained = [entry for entry in entries if entry.strategy.trains]
+    search.refuse_strangers({word for e in trained for word in (e.label, e.strategy.name)})
+    return [
+        trial
+        for entry, raw in zip(entries, raws, strict=True)
+        for trial in (_tries(entry, raw, search) if entry.strategy.trains else [entry])
+    ]
+
+
+def _tries(entry: Entry, raw: dict[str, Any], search: Search) -> Iterator[Entry]:
+    points = search.points(entry.strategy.name, entry.label)
+    if fixed := sorted(raw.keys() & points[0].keys()):
+        raise InputError(f"search: {entry.label!r} sets {fixed[0]!r}, and its grid varies it")
+    of = {"trials": search.trials, "of": strategies.identity(entry.strategy), "points": points}
+    for number, point in enumerate(points, start=1):
+        strategy = _entry(raw | point, entry.seeds).strategy
+        yield Entry(strategy, entry.label, entry.seeds, of | {"trial": number})
 
 
 def _entry(raw: dict[str, Any], seeds: tuple[int, ...]) -> Entry:
@@ -156,6 +188,8 @@ def _spec(
         "precision": suite.precision,
         "seed": seed,
     }
+    if entry.search is not None:  # absent otherwise, so that no other key changes
+        cell["search"] = entry.search
     source = None if model is None else model.entry.source
     weights = WEIGHTS if model is None else model.entry.weights
     return RunSpec(cell, entry.label, source, weights, places, suite.measure)

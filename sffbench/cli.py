@@ -2,7 +2,7 @@
 
 Data goes to stdout and progress to stderr; errors are one clear line. Exit codes: 0 ok, 1 finished
 with failed cells, 2 bad input, 130 interrupted. Heavy imports stand inside the verbs, so that
-`--help`, `table` and `show` answer at once.
+`--help`, `table`, `compare` and `show` answer at once.
 """
 
 from __future__ import annotations
@@ -177,6 +177,19 @@ def table(
             view = "cost"
     records = report.load(results)
     _print(report.render(records, "json" if as_json else format, view=view, expected=expected))
+
+
+@app.command()
+def compare(
+    a: Annotated[str, typer.Argument(help="A strategy's label in the table.")],
+    b: Annotated[str, typer.Argument(help="The strategy to compare it with.")],
+    results: Results = DEFAULT_RESULTS,
+    as_json: Json = False,
+) -> None:
+    """Compare two strategies: effect, interval, cells won and lost, and what may be claimed."""
+    from sffbench import report
+
+    _print(report.compare(report.load(results), a, b, as_json=as_json))
 
 
 @app.command()

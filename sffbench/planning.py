@@ -48,6 +48,7 @@ def overview(specs: list[RunSpec], results: Path) -> dict[str, Any]:
     }
     return {
         "cells": len(specs),
+        "trials": sum("search" in spec.cell for spec in specs),
         "counts": dict(Counter(states.values())),
         "estimate": {name: round(value, 3) for name, value in hours.items()},
         "not_estimated": len(todo) - len(missing),
@@ -62,7 +63,8 @@ def text(plan: dict[str, Any]) -> str:
     lines = [f"{run['state']:>8}  {run['key'][:12]}  {run['run']}" for run in plan["runs"]]
     counts = ", ".join(f"{count} {state}" for state, count in sorted(plan["counts"].items()))
     estimate = plan["estimate"]
-    lines.append(f"{plan['cells']} cells: {counts}")
+    trials = f" ({plan['trials']} of them trials of a search)" if plan["trials"] else ""
+    lines.append(f"{plan['cells']} cells{trials}: {counts}")
     lines.append(
         f"left, by arithmetic: about {estimate['cpu_core_hours']:.1f} CPU-core hours "
         f"(or {estimate['gpu_hours']:.2f} GPU hours)"

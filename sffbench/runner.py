@@ -293,7 +293,9 @@ def _cost(trained: Trained, scores: Scores, test: Stopwatch) -> dict[str, Any]:
     steps, cold = trained.steps, trained.warm_up
     num_warm = trained.num_train_windows - trained.num_warm_up_windows
     cost = {
+        "num_steps": trained.num_steps,
         "prepare_s": trained.preparation.wall_s,
+        "prepare_cpu_s": trained.preparation.cpu_s,
         "train_s": steps.wall_s,
         "train_cpu_s": steps.cpu_s,
         "warm_up_s": cold.wall_s,

@@ -24,6 +24,7 @@ from sffbench import protocol as protocols
 from sffbench.errors import InputError, unknown
 from sffbench.models.formats import WEIGHTS
 from sffbench.protocol import Budget, Protocol
+from sffbench.search import Search
 from sffbench.validation import from_validation
 
 _FOLDERS = (Path(__file__).parent / "suites", Path(__file__).parent.parent / "suites")
@@ -60,6 +61,7 @@ class Suite(BaseModel):
     precision: Literal["float32"] = "float32"
     measure: Literal["accuracy", "speed"] = "accuracy"
     budget: Budget = Budget()
+    search: Search | None = None
 
     @field_validator("models", "strategies", mode="before")
     @classmethod
@@ -108,11 +110,13 @@ class RunSpec:
         return digest(self.cell)
 
     def describe(self) -> str:
-        """A short line for people: model, data, horizon, label, seed."""
+        """A short line for people: model, data, horizon, label, seed, trial."""
         cell = self.cell
         model = f"{cell['model']['name']}:{cell['model']['preset']}"
         place = f"{cell['data']['name']} H={cell['task']['horizon']}"
-        return f"{model} {place} {self.label} seed {cell['seed']}"
+        search = cell.get("search")
+        trial = f" trial {search['trial']}/{search['trials']}" if search else ""
+        return f"{model} {place} {self.label} seed {cell['seed']}{trial}"
 
 
 def canonical_json(value: Any) -> str:
@@ -138,8 +142,6 @@ def load(name_or_path: str) -> Suite:
         raise InputError(f"suite {name_or_path!r}: not valid TOML: {error}") from None
     except OSError as error:
         raise InputError(f"suite {name_or_path!r}: {error.strerror}") from None
-    if "search" in raw:
-        raise InputError(f"suite {name_or_path!r}: [search] is not built yet")
     try:
         return Suite(**raw)
     except ValidationError as error:

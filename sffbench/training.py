@@ -62,6 +62,7 @@ class Trained:
     warm_up: Stopwatch  # of the first WARM_UP_STEPS among them
     preparation: Stopwatch
     validation: Stopwatch
+    num_steps: int
     num_train_windows: int
     num_warm_up_windows: int
     num_validation_windows: int
@@ -248,6 +249,7 @@ class _Loop:
             warm_up=self.warm_up,
             preparation=self.preparation,
             validation=self.validation,
+            num_steps=self.ctx.step,
             num_train_windows=self.num_train_windows,
             num_warm_up_windows=self.num_warm_up_windows,
             num_validation_windows=len(self.validation_windows) if self.protocol.selects else 0,

@@ -80,6 +80,12 @@ def test_the_key_of_the_example_cell_is_pinned() -> None:
     assert RunSpec(EXAMPLE, "sff").key == "a35ec6cfa16feee3481954f4"
 
 
+def test_the_key_of_a_trial_is_pinned() -> None:
+    search = {"trial": 1, "trials": 2, "of": EXAMPLE["strategy"]}
+    search |= {"points": [{"lr": 1e-4}, {"lr": 1e-3}]}
+    assert RunSpec(EXAMPLE | {"search": search}, "sff").key == "a59c8dbe75a6b52be3bab521"
+
+
 def test_a_generated_cell_has_the_layout_of_the_example(cells_of: Cells) -> None:
     (spec,) = cells_of(strategies=["sff"], protocol="standard", budget={})
     assert set(_leaves(spec.cell)) == set(_leaves(EXAMPLE))

@@ -55,7 +55,8 @@ def test_a_suite_fills_in_its_defaults(write: Callable[[str], str]) -> None:
         ("seeds = ['a']", "seeds.0 = 'a'"),
         ('measure = "size"', "measure = 'size'.*accuracy"),
         ('precision = "int4"', "precision = 'int4'"),
-        ("[search]\ntrials = 3", r"\[search\] is not built yet"),
+        ("[search]\ntrial = 3", "'trial'; did you mean 'trials'"),
+        ("[search]\ntrials = 0", "search.trials = 0"),
     ],
 )
 def test_a_wrong_key_or_value_is_one_line_that_says_what_is_allowed(

@@ -107,11 +107,17 @@ def finite(value: Any) -> bool:
 class Cost:
     """Costs of a row on one device; None where no run of the row measured it there.
 
+    Steps and seconds of training (preparation included) are medians over runs; a run that is a
+    search has those of all its trials.
+
     Rates are windows a wall-clock second, and, on a CPU, a processor second: other work on the
     machine stretches the former and not the latter, so the latter is what tables print there.
     """
 
     device: str
+    num_steps: float | None
+    train_s: float | None
+    train_cpu_s: float | None
     train_windows_per_s: float | None
     test_windows_per_s: float | None
     train_windows_per_cpu_s: float | None
@@ -145,6 +151,22 @@ class Row:
         return self.model == "none"
 
     @property
+    def trials(self) -> int | None:
+        """How many settings a search tried for it; None where its settings were given."""
+        search = self.sample["cell"].get("search")
+        return None if search is None else int(search["trials"])
+
+    @property
+    def tunable(self) -> bool:
+        """Whether it trains, so that a search could set its fields."""
+        return self.trials is not None or self.sample["cell"].get("lr") is not None
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether no seed can change it: one run is all there is."""
+        return self.strategy in REFERENCES
+
+    @property
     def name(self) -> str:
         """Model, label and what tells the row from its namesakes, in one phrase."""
         return f"{self.model} {self.title}"
@@ -155,16 +177,19 @@ class Row:
         return f"{self.label} ({self.suffix})" if self.suffix else self.label
 
     @property
+    def records(self) -> list[Record]:
+        """Those that the cells show, one a data set and seed."""
+        return [record for cell in self.cells.values() for record in cell.by_seed.values()]
+
+    @property
     def trained(self) -> bool:
         """Whether any run of the row saw training windows."""
-        records = (r for cell in self.cells.values() for r in cell.by_seed.values())
-        return any((record.get("cost") or {}).get("train_windows") for record in records)
+        return any((record.get("cost") or {}).get("train_windows") for record in self.records)
 
     @property
     def overlap_unknown(self) -> bool:
         """Whether some cell's overlap with the pretraining data is not known."""
-        records = (r for cell in self.cells.values() for r in cell.by_seed.values())
-        return any(identity.overlap_unknown(record) for record in records)
+        return any(identity.overlap_unknown(record) for record in self.records)
 
     @property
     def complete(self) -> bool:
@@ -190,14 +215,14 @@ class Row:
             return "random weights"
         if not protocol.get("ranked", protocol["name"] != "quick"):
             return f"{protocol['name']} protocol"
-        if self.strategy not in REFERENCES and 0 < self.seed_counts[0] < MIN_SEEDS:
+        if not self.is_reference and 0 < self.seed_counts[0] < MIN_SEEDS:
             return f"fewer than {MIN_SEEDS} seeds"
         return None
 
     @property
     def ranked(self) -> bool:
         """Whether the row competes: complete, enough seeds, a ranked protocol, no reference."""
-        return self.complete and self.unranked is None and self.strategy not in REFERENCES
+        return self.complete and self.unranked is None and not self.is_reference
 
 
 @dataclass(frozen=True)
@@ -214,6 +239,16 @@ class Board:
     devices: tuple[str, ...]
     cost_device: str | None
     cost_on_cpu: bool
+
+    @property
+    def timed(self) -> bool:
+        """Whether the budget is a time, so that the results depend on the machine."""
+        return self.protocol.get("train_s") is not None
+
+    @property
+    def uneven(self) -> bool:
+        """Whether rows differ in steps or seconds by the rules, so that a reader must see both."""
+        return self.timed or any(row.trials for row in self.rows)
 
     @property
     def horizon(self) -> int:

@@ -3,7 +3,8 @@
     boards = build(records)                     # never mixes protocols, sources, horizons or tasks
     boards = build(records, expected=cells)     # planned cells without a record become `missing`
 
-Accuracy comes from one record per cell (see records.newest), cost from all records of one device.
+Accuracy comes from one record per cell (see records.newest), cost from all records of one device;
+the trials of a search count as one record in both (see trials.fold).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 from sffbench.report import identity
 from sffbench.report.board import Board, Cell, Column, Cost, Row, finite
 from sffbench.report.records import Record, is_ok, newest, preferred, with_missing
+from sffbench.report.trials import fold, fold_by_device
 
 __all__ = ["build", "grouped"]
 
@@ -32,8 +34,8 @@ def build(
             where another row has the data set, or another data set of the row has the seed.
     """
     everything = list(records)
-    current = with_missing(newest(everything), expected or ())
-    timed = grouped((r for r in everything if is_ok(r)), identity.board_key)
+    current = fold(with_missing(newest(everything), expected or ()))
+    timed = grouped((r for r in fold_by_device(everything) if is_ok(r)), identity.board_key)
     groups = grouped(current, identity.board_key)
     boards = [_board(key, group, timed.get(key, [])) for key, group in groups.items()]
     return sorted(boards, key=_board_order)
@@ -171,9 +173,21 @@ def _cost(timed: list[Record], device: str) -> Cost:
     def middle(name: str) -> float | None:
         return median(values(name)) if values(name) else None
 
+    def spent(unit: str) -> float | None:
+        """Preparation and steps; older records lack the former in processor seconds."""
+        whole = [
+            c[f"train_{unit}"] + (c.get(f"prepare_{unit}") or 0)
+            for c in costs
+            if finite(c.get(f"train_{unit}"))
+        ]
+        return median(whole) if whole else None
+
     peaks = values("peak_memory_bytes")
     return Cost(
         device=device,
+        num_steps=middle("num_steps"),
+        train_s=spent("s"),
+        train_cpu_s=spent("cpu_s"),
         train_windows_per_s=middle("train_windows_per_s"),
         test_windows_per_s=middle("test_windows_per_s"),
         train_windows_per_cpu_s=middle("train_windows_per_cpu_s"),

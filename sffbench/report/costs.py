@@ -17,6 +17,7 @@ from sffbench.report import build as boards
 from sffbench.report import identity
 from sffbench.report.board import Board, Row, finite
 from sffbench.report.records import Record, is_ok, preferred
+from sffbench.report.trials import fold_by_device
 
 __all__ = ["MEDIANS", "PEAKS", "CostRow", "CostTable", "build"]
 
@@ -71,7 +72,7 @@ def build(
 ) -> list[CostTable]:
     """Tables in the order of boards, then of devices; arguments as of the accuracy view."""
     everything = list(records)
-    by_board = boards.grouped(everything, identity.board_key)
+    by_board = boards.grouped(fold_by_device(everything), identity.board_key)
     return [
         _table(board, device, by_board.get(board.key, []))
         for board in boards.build(everything, expected=expected)

@@ -64,12 +64,18 @@ class Baselines:
         """The rows that could be meant by `strategy` as the baseline of `row`.
 
         Several rows of one strategy (two learning rates, say) are told apart by label: the one that
-        is labelled with the strategy's plain name is the baseline.
+        is labelled with the strategy's plain name is the baseline. What a search has tuned is
+        compared with what was tuned in as many trials, and the untuned with the untuned.
         """
         unit = self._sole if row.is_naive else row.unit
-        rows = self._rows.get((unit, strategy), [])
+        rows = [one for one in self._rows.get((unit, strategy), []) if _as_tuned(row, one)]
         plain = [one for one in rows if one.label == strategy]
         return plain if len(rows) > 1 and plain else rows
+
+
+def _as_tuned(row: Row, other: Row) -> bool:
+    """Equal numbers of trials; a side that does not train has nothing to be tuned."""
+    return row.trials == other.trials or not row.tunable or not other.tunable
 
 
 def ratios(row: Row, baseline: Row, board: Board) -> dict[str, list[float]]:

@@ -21,7 +21,7 @@ from sffbench.report.notes import notes, summary_notes, summary_title, title
 from sffbench.report.overall import Summary, SummaryRow
 from sffbench.report.records import Record
 
-__all__ = ["CSV_COLUMNS", "SCHEMA", "csv_text", "json_text"]
+__all__ = ["CSV_COLUMNS", "SCHEMA", "csv_text", "effect_json", "json_text"]
 
 SCHEMA = 1
 """Version of the JSON layout; raised with every incompatible change."""
@@ -76,6 +76,7 @@ def _row(row: Row, board: Board, baselines: Baselines, bold: set[Any]) -> dict[s
         "suffix": row.suffix,
         "lookback": None if row.is_naive else cell.get("lookback"),
         "lr": cell.get("lr"),
+        "trials": row.trials,
         "complete": row.complete,
         "ranked": row.ranked,
         "unranked": row.unranked,
@@ -86,11 +87,14 @@ def _row(row: Row, board: Board, baselines: Baselines, bold: set[Any]) -> dict[s
         },
         "is_full": row is full,
         "is_zero_shot": row is zero_shot,
-        "vs_full": _effect(against(row, full, board)),
+        "vs_full": effect_json(against(row, full, board)),
         "worse_than_zero_shot": _counts(losses(row, zero_shot, board)),
         "num_seeds": list(row.seed_counts),
         "cost": {
             "device": row.cost.device or None,
+            "num_steps": row.cost.num_steps,
+            "train_s": row.cost.train_s,
+            "train_cpu_s": row.cost.train_cpu_s,
             "train_windows_per_s": row.cost.train_windows_per_s,
             "test_windows_per_s": row.cost.test_windows_per_s,
             "train_windows_per_cpu_s": row.cost.train_windows_per_cpu_s,
@@ -119,7 +123,8 @@ def _metric(values: dict[int, float]) -> dict[str, Any] | None:
     return {"mean": stats.mean(errors), "sd": stats.sample_sd(errors), "by_seed": by_seed}
 
 
-def _effect(effect: Effect | None) -> dict[str, Any] | None:
+def effect_json(effect: Effect | None) -> dict[str, Any] | None:
+    """An effect with its interval, as a log ratio and in percent."""
     if effect is None:
         return None
     interval = effect.interval
@@ -155,7 +160,7 @@ def _summary_row(row: SummaryRow) -> dict[str, Any]:
         "label": row.label,
         "is_full": row.is_full,
         "is_zero_shot": row.is_zero_shot,
-        "vs_full": _effect(row.effect),
+        "vs_full": effect_json(row.effect),
         "worse_than_zero_shot": _counts(row.worse),
         "num_models": row.num_models,
         "num_cells": row.num_cells,
@@ -189,8 +194,10 @@ def _flag(name: str) -> Reader:
 
 
 _COST = (
+    "num_steps",
     "train_s",
     "prepare_s",
+    "prepare_cpu_s",
     "validate_s",
     "test_s",
     "train_windows",
@@ -245,6 +252,9 @@ CSV_COLUMNS: dict[str, Reader] = {
     "strategy_version": _at("cell", "strategy", "version"),
     "strategy_fields_json": _as_json("cell", "strategy", "fields"),
     "strategy_plugin": _at("cell", "strategy", "plugin"),
+    "trials": _at("cell", "search", "trials"),
+    "trial": _at("search", "trial"),
+    "trial_point_json": _as_json("search", "point"),
     "dataset": _at("cell", "data", "name"),
     "cluster": identity.cluster,
     "data_sha256": _at("cell", "data", "sha256"),

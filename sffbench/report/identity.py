@@ -32,6 +32,7 @@ __all__ = [
     "label",
     "model_name",
     "model_unit",
+    "named",
     "overlap_unknown",
     "row_key",
     "row_order",
@@ -90,8 +91,12 @@ def model_unit(record: Record) -> Hashable:
 
 
 def strategy_key(record: Record) -> Hashable:
-    """The strategy with its fields, version and source; equal keys may be pooled over models."""
-    return canonical(record["cell"]["strategy"])
+    """The strategy with its fields, version and source, and the search that set some of them.
+
+    Equal keys may be pooled over models.
+    """
+    cell = record["cell"]
+    return canonical([cell["strategy"], cell["search"]] if "search" in cell else cell["strategy"])
 
 
 def row_key(record: Record) -> Hashable:
@@ -148,6 +153,8 @@ def settings(record: Record) -> dict[str, Any]:
     flat |= {} if model["name"] == "none" else {"lookback": cell.get("lookback")}
     flat |= {name: _short(model.get(name)) for name in ("weights", "config")}
     flat |= {"version": strategy.get("version"), "plugin": _short(strategy.get("plugin"))}
+    if "search" in cell:
+        flat["search"] = canonical(cell["search"]["points"])
     own = strategy.get("fields") or {}
     return flat | {name: value for name, value in own.items() if value is not None}
 
@@ -162,7 +169,12 @@ def distinguishing(settings_of: list[dict[str, Any]]) -> list[str]:
     differing = [
         name for name in names if len({canonical(one.get(name)) for one in settings_of}) > 1
     ]
-    return [", ".join(f"{name}={one.get(name)}" for name in differing) for one in settings_of]
+    return [named({name: one.get(name) for name in differing}) for one in settings_of]
+
+
+def named(values: Mapping[str, Any]) -> str:
+    """`name=value, ...`"""
+    return ", ".join(f"{name}={value}" for name, value in values.items())
 
 
 def device(record: Record) -> str:

@@ -47,14 +47,15 @@ def _board_table(board: Board, rows: Sequence[Row]) -> str:
         body.append(
             [row.model, row.title, *cells, *_comparison(row, baselines, board), *_cost(row, board)]
         )
-    right = len(labels) + 3
-    alignment = ["left"] * 2 + ["right"] * (right + 3) + ["left"] * 2
-    return pipe_table([*headers, *_cost_headers(board)], body, alignment)
+    headers += _cost_headers(board)
+    alignment = ["left"] * 2 + ["right"] * (len(headers) - 4) + ["left"] * 2
+    return pipe_table(headers, body, alignment)
 
 
 def _cost_headers(board: Board) -> list[str]:
     unit = rate_unit(board)
-    return [f"train windows/{unit}", f"test windows/{unit}", "peak MiB", "device", "flags"]
+    spent = ["steps", f"train {unit}"] if board.uneven else []
+    return [*spent, f"train windows/{unit}", f"test windows/{unit}", "peak MiB", "device", "flags"]
 
 
 def pipe_table(headers: Sequence[str], body: list[list[str]], alignment: Sequence[str]) -> str:
@@ -116,7 +117,10 @@ def _cost(row: Row, board: Board) -> list[str]:
         if board.cost_on_cpu
         else (cost.train_windows_per_s, cost.test_windows_per_s)
     )
+    seconds = cost.train_cpu_s if board.cost_on_cpu else cost.train_s
+    spent = [quantity(cost.num_steps), quantity(seconds)] if board.uneven else []
     return [
+        *spent,
         quantity(train),
         quantity(test),
         quantity(mebibytes),

@@ -9,6 +9,7 @@ If a number can mislead, the sentence belongs here, under the table, and not in 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from sffbench.report import identity
@@ -16,7 +17,7 @@ from sffbench.report.board import MIN_SEEDS, Board, Row
 from sffbench.report.effects import Baselines
 from sffbench.report.overall import Summary
 
-__all__ = ["notes", "protocol_line", "summary_notes", "summary_title", "title"]
+__all__ = ["notes", "protocol_line", "summary_notes", "summary_rules", "summary_title", "title"]
 
 MAX_REASONS = 12
 
@@ -29,9 +30,14 @@ def title(board: Board, boards: Sequence[Board]) -> str:
 
 def summary_title(summary: Summary, boards: Sequence[Board]) -> str:
     """What all boards of the summary share."""
-    board = summary.boards[0]
-    horizons = ", ".join(str(horizon) for horizon in summary.horizons if horizon)
-    return f"Overall: {board.task['name']}, H = {horizons} · {_rules(board, boards)}"
+    return f"Overall: {summary_rules(summary.boards, boards)}"
+
+
+def summary_rules(shown: Sequence[Board], boards: Sequence[Board] | None = None) -> str:
+    """Task, horizons and rules of boards that differ by horizon alone, among all `boards`."""
+    horizons = ", ".join(str(h) for h in sorted({board.horizon for board in shown}) if h)
+    rules = _rules(shown[0], boards or shown)
+    return f"{shown[0].task['name']}, H = {horizons} · {rules}"
 
 
 def _rules(board: Board, boards: Sequence[Board]) -> str:
@@ -62,7 +68,7 @@ def protocol_line(board: Board) -> str:
 
 def notes(board: Board) -> list[str]:
     """Footnotes of one board, the most important first."""
-    parts = (_warnings, _reading, _windows, _effects, _ranking, _cost, _outcomes)
+    parts = (_warnings, _reading, _windows, _effects, _search, _ranking, _cost, _outcomes)
     return [line for part in parts for line in part(board)]
 
 
@@ -148,6 +154,28 @@ def _ambiguity(row: Row, baselines: Baselines) -> str:
                 f"{row.model} has several rows that could be `{strategy}`: no comparison with it."
             )
     return ""
+
+
+def _search(board: Board) -> Iterator[str]:
+    searched = [row for row in board.rows if row.trials]
+    if not searched:
+        return
+    yield (
+        "best of n: each seed and data set has n trials, and the one with the lowest error on all "
+        "validation windows is the one that is shown. Steps and train seconds are of all trials "
+        "(a failed one's are not known). vs full: against `full` with as many trials, only."
+    )
+    baselines = Baselines.of(board)
+    for row in searched:
+        if not baselines.candidates(row, "full"):
+            yield f"{row.name}: no `full` has as many trials, so that it is compared with none."
+    for row in searched:
+        chosen = [record["search"] for record in row.records if "search" in record]
+        points = Counter(identity.named(one["point"]) for one in chosen)
+        counts = ", ".join(f"{point} ({count})" for point, count in sorted(points.items()))
+        failed = sum(len(one["failed"]) for one in chosen)
+        lost = f"; {failed} trials failed" if failed else ""
+        yield f"{row.name}: chosen {counts or 'nothing yet'}{lost}."
 
 
 def _ranking(board: Board) -> Iterator[str]:

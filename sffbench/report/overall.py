@@ -10,14 +10,14 @@ and its mean has an interval clustered both ways.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 from sffbench.report import identity, stats
 from sffbench.report.board import Board, Row
 from sffbench.report.effects import Baselines, Effect, losses, ratios
 
-__all__ = ["Summary", "SummaryRow", "summarise"]
+__all__ = ["Summary", "SummaryRow", "family", "model_family", "pooled", "summarise"]
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,13 @@ def summarise(boards: Sequence[Board]) -> list[Summary]:
     """A summary for every group of boards that differ by horizon alone and hold enough to pool."""
     groups: dict[Hashable, list[Board]] = {}
     for board in boards:
-        groups.setdefault(_family(board), []).append(board)
+        groups.setdefault(family(board), []).append(board)
     summaries = [_summary(group) for group in groups.values()]
     return [one for one in summaries if len(one.models) > 1 or len(one.horizons) > 1]
 
 
-def _family(board: Board) -> Hashable:
+def family(board: Board) -> Hashable:
+    """What boards must share to be summarised together: all but the horizon."""
     task = {name: value for name, value in board.task.items() if name != "horizon"}
     return identity.canonical(task), *board.key[1:]
 
@@ -104,7 +105,7 @@ def _summary_row(
     zero_shot = [
         (board, row, baselines[id(board)].find(row, "zero-shot")) for board, row in members
     ]
-    effect = _pooled(full)
+    effect = _effect(full)
     counts = [losses(row, baseline, board) for board, row, baseline in zero_shot]
     known = [count for count in counts if count is not None]
     flags = [flag for flag in identity.FLAGS if any(flag in row.flagged for _, row in members)]
@@ -123,14 +124,16 @@ def _summary_row(
     )
 
 
-def _pooled(members: list[tuple[Board, Row, Row | None]]) -> Effect | None:
-    """Average within (model, cluster), then over those cells; clustered by data if one model."""
+def _effect(members: list[tuple[Board, Row, Row | None]]) -> Effect | None:
     values: dict[tuple[str, str], list[float]] = {}
     for board, row, baseline in members:
         for cluster, found in (ratios(row, baseline, board) if baseline else {}).items():
             values.setdefault((model_family(row), cluster), []).extend(found)
-    if not values:
-        return None
+    return pooled(values) if values else None
+
+
+def pooled(values: Mapping[tuple[str, str], Collection[float]]) -> Effect:
+    """Average within (model, cluster), then over those cells; clustered by data if one model."""
     num_cells = sum(map(len, values.values()))
     cells: dict[tuple[Hashable, Hashable], float] = {
         cell: stats.mean(found) for cell, found in values.items()

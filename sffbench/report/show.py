@@ -117,6 +117,9 @@ def _identity(record: Record) -> Iterator[str]:
     yield _line(
         "strategy", f"{strategy['name']} {_rest(strategy)} labelled {identity.label(record)!r}"
     )
+    if search := cell.get("search"):
+        point = search["points"][search["trial"] - 1]
+        yield _line("trial", f"{search['trial']} of {search['trials']}: {_fields(point)}")
     yield _line("protocol", _fields(_set(cell["protocol"])))
     yield _line("seed", f"{cell['seed']}, lr={cell.get('lr')}, {cell.get('precision', 'float32')}")
     yield _line("flags", " ".join(f"[{flag}]" for flag in sorted(identity.flags(record))) or "none")

@@ -315,7 +315,7 @@ def test_the_report_loads_no_torch_and_no_pandas(tmp_path, record):
         "import sys; from sffbench import report; from sffbench.report import records\n"
         "import json; made = json.load(sys.stdin)\n"
         "report.render(made); report.render(made, 'csv'); report.render(made, 'json')\n"
-        "report.show(made, made[0]['key'])\n"
+        "report.show(made, made[0]['key']); report.compare(made, 'sff', 'full')\n"
         "print([name for name in ('torch', 'pandas', 'scipy.stats') if name in sys.modules])"
     )
     made = [record(data=data, strategy=name) for data in SIX for name in ("full", "sff")]
