@@ -8,13 +8,12 @@ real; what it forecasts says nothing, so its cells are flagged `untrained` and a
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from sffbench import models
-from sffbench.errors import InputError, unknown
-from sffbench.suite import canonical_json
+from sffbench.errors import InputError
+from sffbench.models import checkpoint
 
 if TYPE_CHECKING:
     from sffbench.models.base import LTSM
@@ -42,11 +41,8 @@ def describe(
     if source is not None:
         raise InputError(f"model {name!r}: random weights are drawn, not read: drop the source")
     config = models.preset(name).config
-    allowed = models.get(name).variant(config).options
-    for option in options:
-        if option not in allowed:
-            raise unknown(f"option of {name}", option, sorted(allowed))
-    return hashlib.sha256(canonical_json(config).encode()).hexdigest(), f"{RANDOM}:{SEED}"
+    models.refuse_unknown_options(name, models.get(name).variant(config), options)
+    return checkpoint.config_hash(config), f"{RANDOM}:{SEED}"
 
 
 def build(

@@ -114,7 +114,7 @@ def load(
         checkpoint.check_preset(place.name, given, config)
         lookback = lookback or expected.lookback
         horizon = horizon or expected.horizon
-    _check_options(model, cls.variant(config), options)
+    refuse_unknown_options(model, cls.variant(config), options)
     built = _empty(cls, config | options, lookback, horizon)
     if expected:  # what the folder leaves to a default, the network has completed
         checkpoint.check_preset(place.name, expected.config, {**built.config, **config})
@@ -130,7 +130,7 @@ def check_options(
     """Raise the error that `load` would raise over `options`; builds nothing."""
     place = _resolve(name, source, weights)
     cls = get(place.name).variant(_completed(place))
-    _check_options(parse(place.name)[0], cls, options)
+    refuse_unknown_options(parse(place.name)[0], cls, options)
 
 
 def _resolve(name: str, source: Source, weights: str = formats.WEIGHTS) -> places.Place:
@@ -160,7 +160,8 @@ def _completed(place: places.Place) -> dict[str, Any]:
     return config
 
 
-def _check_options(model: str, cls: type[LTSM], options: Mapping[str, Any]) -> None:
+def refuse_unknown_options(model: str, cls: type[LTSM], options: Mapping[str, Any]) -> None:
+    """`InputError` for an option that this variant of a model does not take."""
     for option in options:
         if option not in cls.options:
             raise unknown(f"option of {model}", option, sorted(cls.options))

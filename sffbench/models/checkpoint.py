@@ -84,7 +84,6 @@ def describe(
     preferred: Callable[[], Iterable[str]] = tuple,
 ) -> tuple[str, str]:
     """(config hash, weights hash): SHA-256 of canonical JSON and of the weight files' bytes."""
-    canonical = json.dumps(config, sort_keys=True, separators=(",", ":"))
     digest = hashlib.sha256()
     for path in weight_files(folder, weights, preferred):
         try:
@@ -93,7 +92,13 @@ def describe(
                     digest.update(block)
         except OSError as error:
             raise InputError(f"{path.name} cannot be read: {error.strerror}") from None
-    return hashlib.sha256(canonical.encode()).hexdigest(), digest.hexdigest()
+    return config_hash(config), digest.hexdigest()
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """SHA-256 of the config's canonical JSON: sorted keys, no spaces."""
+    canonical = json.dumps(config, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def check_preset(name: str, expected: Mapping[str, Any], config: Mapping[str, Any]) -> None:

@@ -27,7 +27,7 @@ from sffbench.models._timesfm_inputs import (
 )
 from sffbench.models._timesfm_presets import PRESETS
 from sffbench.models.base import LTSM, InitName
-from sffbench.models.blocks import call, causal_attention, masked_mean
+from sffbench.models.blocks import at_levels, call, causal_attention, masked_mean
 
 if TYPE_CHECKING:
     from sffbench.models.twin import Start
@@ -271,13 +271,7 @@ class TimesFM(LTSM):
     ) -> Tensor:
         """The network's own levels, lines between them, and the outermost ones beyond them."""
         outputs = self._outputs(past, horizon, past_mask)[..., 1:]
-        own = torch.tensor(self.levels, dtype=torch.float64)
-        wanted = torch.tensor(levels, dtype=torch.float64).clamp(own[0], own[-1])
-        upper = torch.searchsorted(own, wanted)
-        lower = (upper - 1).clamp_min(0)
-        share = (wanted - own[lower]) / (own[upper] - own[lower]).clamp_min(1e-12)
-        low, high = (outputs[..., place.to(outputs.device)] for place in (lower, upper))
-        return torch.lerp(low, high, share.to(outputs)).movedim(-1, 2)
+        return at_levels(outputs.movedim(-1, 2), self.levels, levels, dim=2)
 
     def _loss(
         self,
