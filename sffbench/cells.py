@@ -171,12 +171,15 @@ def _spec(
     model: DescribedModel | None,
 ) -> RunSpec:
     strategy = entry.strategy
-    lookback, lr = 0, None
     if model is None:
-        lookback = strategy.lookback(data.get(series["name"]).season)  # type: ignore[attr-defined]
+        own = strategy.lookback(data.get(series["name"]).season)  # type: ignore[attr-defined]
+        card_lr = DEFAULT_LR
     else:
-        lookback = min(protocol.lookback or model.lookback, model.lookback)
-        lr = (strategy.lr or protocol.lr or model.lr) if strategy.trains else None
+        own, card_lr = model.lookback, model.lr
+    # A naive row has no context to be cut: one step or one season is what it is.
+    follows = strategy.needs_model or strategy.trains
+    lookback = min(protocol.lookback or own, own) if follows else own
+    lr = (strategy.lr or protocol.lr or card_lr) if strategy.trains else None
     cell = {
         "model": _NO_MODEL if model is None else model.identity,
         "data": series,

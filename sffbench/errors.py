@@ -14,6 +14,10 @@ class InputError(ValueError):
     """What was given, what is allowed and what to do, on one line."""
 
 
+class NotApplicable(Exception):
+    """A model cannot do what a cell asks; the cell becomes `n/a`, never a substitute's number."""
+
+
 def nearest(given: str, allowed: Iterable[str]) -> str | None:
     """The allowed name most like `given`, letter case ignored; None where nothing comes close."""
     by_lower = {name.lower(): name for name in allowed}

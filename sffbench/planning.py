@@ -12,13 +12,16 @@ import statistics
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sffbench import data, networks
 from sffbench.context import StepBudget
 from sffbench.data import catalog
 from sffbench.store import Record, Store
 from sffbench.suite import RunSpec
+
+if TYPE_CHECKING:
+    from sffbench.models.base import LTSM
 
 CPU_FLOPS = 40e9  # of one thread, float32, small matrices; an ordinary server core
 GPU_FLOPS = 20e12  # of one data-centre GPU in the same models: they are far from filling it
@@ -77,10 +80,10 @@ def text(plan: dict[str, Any]) -> str:
 def seconds(spec: RunSpec, flops_per_s: float, done: list[Record]) -> float:
     """Estimated seconds of one cell on one device of the given rate."""
     work = workload(spec)
-    if spec.cell["model"]["name"] == "none":
+    if spec.cell["model"]["name"] == "none" and spec.cell["lr"] is None:  # a naive row
         return OVERHEAD_S
     measured = _measured(spec, done)
-    cost = window_flops(_model_key(spec), spec.cell["task"]["horizon"]) / flops_per_s
+    cost = _cell_flops(spec) / flops_per_s
     train_s = measured[0] if measured else cost * TRAIN_FACTOR
     test_s = measured[1] if measured else cost
     return OVERHEAD_S + work.train * train_s + work.evaluate * test_s
@@ -156,20 +159,37 @@ def _model_key(spec: RunSpec) -> tuple[str, str | None, str]:
     return name, spec.model_source, spec.weights_file
 
 
+def _cell_flops(spec: RunSpec) -> float:
+    """Operations of one forecast of a cell, by its model or by the network of its strategy."""
+    cell, horizon = spec.cell, spec.cell["task"]["horizon"]
+    if cell["model"]["name"] != "none":
+        return window_flops(_model_key(spec), horizon)
+    from sffbench import strategies
+
+    strategy = strategies.get(cell["strategy"]["name"], **cell["strategy"]["fields"])
+    num_rows = _rows(data.get(cell["data"]["name"]), cell["data"]["source"])[0]
+    network = strategy.network  # type: ignore[attr-defined]
+    return _count_flops(network(cell["lookback"], horizon, num_rows, cell["seed"]), horizon)
+
+
 @functools.cache
 def window_flops(model: tuple[str, str | None, str], horizon: int) -> float:
     """Floating-point operations of one forecast of one window (two for a multiply-add).
 
     0 where suites have no such window (`n/a`).
     """
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
     from sffbench import models
 
     built = models.load(model[0], model[1], weights=model[2], horizon=horizon)
     if built.num_channels not in (None, 1):
         return 0.0
+    return _count_flops(built, horizon)
+
+
+def _count_flops(built: LTSM, horizon: int) -> float:
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
     built.eval().requires_grad_(False)  # the counter hooks what wants gradients, and finds none
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         built._forecast(torch.zeros(1, 1, built.lookback), horizon)

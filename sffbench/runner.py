@@ -19,7 +19,7 @@ import torch
 from sffbench import data, measure, models, networks, strategies
 from sffbench.data.dataset import Dataset
 from sffbench.data.windows import Windows, split
-from sffbench.errors import InputError
+from sffbench.errors import InputError, NotApplicable
 from sffbench.measure import MemoryMeter, Stopwatch
 from sffbench.models.base import LTSM, evaluating
 from sffbench.protocol import Protocol
@@ -28,10 +28,6 @@ from sffbench.suite import RunSpec, digest
 from sffbench.tasks import Forecast, Scores
 from sffbench.tasks.forecast import EVAL_BATCH, Forecaster
 from sffbench.training import Diverged, Progress, Trained, train
-
-
-class NotApplicable(Exception):
-    """The model cannot do this cell; never answered with a random head instead."""
 
 
 def run(
@@ -141,7 +137,7 @@ class _Run:
     def execute(self, progress: Progress, flags: dict[str, Any]) -> Record:
         """The record's measured part; `flags` learns what only the loaded model can tell."""
         facts = {"warnings": list(self.dataset.warnings), "official": self.dataset.official}
-        if not self.strategy.needs_model:
+        if not self.strategy.needs_model and not self.strategy.trains:
             return self._naive() | facts
         model = self._load()
         flags["head"] = "random" if model.new_head or flags["untrained"] else "pretrained"
@@ -154,6 +150,18 @@ class _Run:
         return record
 
     def _load(self) -> LTSM:
+        """The network that training starts from: the model's, or one that the strategy brings."""
+        model = self._pretrained() if self.strategy.needs_model else self._own_network()
+        model.at_frequency(self.dataset.frequency)
+        return model.to(self.device)
+
+    def _own_network(self) -> LTSM:
+        cell = self.spec.cell
+        return self.strategy.network(  # type: ignore[attr-defined, no-any-return]
+            cell["lookback"], self.task.horizon, self.dataset.borders[0], cell["seed"]
+        )
+
+    def _pretrained(self) -> LTSM:
         name, identity = self._model_name(), self.spec.cell["model"]
         where = (name, self.spec.model_source, self.spec.weights_file, identity["options"])
         hashes = networks.describe(*where)
@@ -161,9 +169,7 @@ class _Run:
         _expect("the model's weights", hashes[1], identity["weights"])
         # a head made for one horizon follows it
         lookback, horizon = self.spec.cell["lookback"], self.task.horizon
-        model = networks.build(*where, lookback=lookback, horizon=horizon)
-        model.at_frequency(self.dataset.frequency)
-        return model.to(self.device)
+        return networks.build(*where, lookback=lookback, horizon=horizon)
 
     def _model_name(self) -> str:
         identity = self.spec.cell["model"]

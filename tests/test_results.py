@@ -30,6 +30,21 @@ def test_the_readme_quotes_the_published_table():
     assert quoted(text, "ttm-r2", table) == text
 
 
+@pytest.mark.parametrize("folder", PUBLISHED, ids=lambda folder: folder.name)
+def test_every_published_key_is_still_the_key_of_its_cell(folder):
+    """Strategies that get new fields must not orphan the records that they already have."""
+    from sffbench import strategies
+    from sffbench.suite import digest
+
+    records = report.load(folder)
+    assert records
+    for record in records:
+        known = record["cell"]["strategy"]
+        today = strategies.identity(strategies.get(known["name"], **known["fields"]))
+        assert today == known
+        assert digest(record["cell"] | {"strategy": today}) == record["key"]
+
+
 @pytest.mark.parametrize("label", ["last-value", "zero-shot", "linear-probe"])
 def test_a_published_cell_can_be_run_again(label, real_data, checkpoints, monkeypatch):
     """Exchange, the smallest set: the same key, and the same error to rounding."""

@@ -69,7 +69,8 @@ class LTSM(nn.Module):
     `lookback` (context to cut windows with), `horizon` (native), `num_samples` (draws behind a
     forecast where nobody says how many), `num_channels` (that a window must have; None: any) and
     `new_head` (the checkpoint had no head for this horizon: it is random, and there is no
-    zero-shot). A family with several networks overrides `variant`.
+    zero-shot). A family with several networks overrides `variant`. `registered=False` in the class
+    statement is for networks that no checkpoint exists of and that a strategy brings itself.
     """
 
     name: ClassVar[str]
@@ -89,9 +90,10 @@ class LTSM(nn.Module):
     num_channels: int | None = None
     new_head: bool = False
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
+    def __init_subclass__(cls, *, registered: bool = True, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if "name" in cls.__dict__:  # a variant inherits its family's name and registers nothing
+        # A variant inherits its family's name and registers nothing.
+        if registered and "name" in cls.__dict__:
             known = REGISTRY.get(cls.name)
             if known is not None and known.__qualname__ != cls.__qualname__:
                 raise InputError(f"model {cls.name!r} is already defined by {known.__module__}")

@@ -10,7 +10,7 @@ alone. `mix_(model, 0.7, model.initial(), seed=0)`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -73,13 +73,25 @@ class Slabs(Whole):
 Start = Init | Whole
 
 
-def mix_(model: nn.Module, a: float, table: Mapping[str, Start], *, seed: int) -> None:
+def mix_(
+    model: nn.Module,
+    a: float,
+    table: Mapping[str, Start],
+    *,
+    seed: int,
+    only: Collection[str] | None = None,
+) -> None:
     """theta <- a * theta + (1 - a) * start, in place, every parameter once (aliases once).
 
     `table` is the model's `initial()`. Norm gains and biases included, buffers untouched; a = 1
-    leaves every bit alone. Of the starts that have to be whole, one at a time is held.
+    leaves every bit alone. Of the starts that have to be whole, one at a time is held. `only` names
+    the parameters to mix, by default all.
     """
-    parameters = dict(model.named_parameters())
+    parameters = {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if only is None or name in only
+    }
     elementwise = {name: start for name, start in table.items() if isinstance(start, Init)}
     drawn = [name for name in parameters if name in elementwise]
     sffkernels.interpolate_(

@@ -118,12 +118,15 @@ def _one_line(error: Exception) -> str:
 def identity(strategy: Strategy) -> dict[str, Any]:
     """What a run's key says of its strategy.
 
-    The source of a strategy from outside is hashed: its author may forget to raise `version`.
+    The source of a strategy from outside is hashed: its author may forget to raise `version`. A
+    field that came later (`added`) is left out while it has its default.
     """
+    declared = type(strategy).model_fields
+    unset = {name for name in strategy.added if getattr(strategy, name) == declared[name].default}
     return {
         "name": strategy.name,
         "version": strategy.version,
-        "fields": strategy.model_dump(mode="json"),
+        "fields": strategy.model_dump(mode="json", exclude=unset),
         "plugin": _plugin_digest(type(strategy)),
     }
 

@@ -28,7 +28,9 @@ _REGISTRY: dict[str, type[Strategy]] = {}
 class Strategy(BaseModel):
     """A fine-tuning strategy; its fields, its name and its version are in the key of every run.
 
-    `lr` replaces the learning rate of the protocol or of the model's card.
+    `lr` replaces the learning rate of the protocol or of the model's card. A field that a published
+    strategy gets later is listed in `added`: it joins the key only where it is not its default, so
+    that old records are still found.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -37,7 +39,8 @@ class Strategy(BaseModel):
     version: ClassVar[int] = 1
     trains: ClassVar[bool] = True  # False: the test sees what `prepare` returns
     seeded: ClassVar[bool] = True  # False: no seed can change the result, so one run is enough
-    needs_model: ClassVar[bool] = True  # False: `forecaster` answers without an LTSM
+    needs_model: ClassVar[bool] = True  # False: `forecast`, or a `network` of its own, answers
+    added: ClassVar[frozenset[str]] = frozenset()  # fields younger than its first record
 
     lr: float | None = None
 

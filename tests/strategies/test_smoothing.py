@@ -73,7 +73,7 @@ class _Tied(torch.nn.Module):
         self.second = self.first
         self.register_buffer("table", torch.full((3,), 7.0))
 
-    def initial(self) -> dict[str, sffkernels.Init]:
+    def initial(self, init: str = "usable") -> dict[str, sffkernels.Init]:
         return {"first": sffkernels.Init("constant", 3.0)}
 
 

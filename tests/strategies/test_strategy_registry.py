@@ -60,7 +60,23 @@ def test_every_strategy_is_documented_versioned_and_its_own_namesake(name: str) 
 
 
 def test_the_headline_alpha_is_the_released_one() -> None:
-    assert strategies.get("sff").model_dump() == {"lr": None, "alpha": 0.7}
+    assert strategies.identity(strategies.get("sff"))["fields"] == {"lr": None, "alpha": 0.7}
+
+
+def test_a_field_that_came_later_is_in_the_key_only_where_it_is_set() -> None:
+    class Grown(Strategy):
+        name: ClassVar[str] = "grown"
+        added: ClassVar[frozenset[str]] = frozenset({"late"})
+        early: int = 1
+        late: int = 2
+
+    def fields(**given: int) -> dict[str, object]:
+        found: dict[str, object] = strategies.identity(strategies.get("grown", **given))["fields"]
+        return found
+
+    assert fields() == fields(late=2) == {"lr": None, "early": 1}
+    assert fields(late=3) == {"lr": None, "early": 1, "late": 3}
+    assert fields(early=1) == fields()
 
 
 def test_an_unknown_name_or_field_names_the_nearest() -> None:
