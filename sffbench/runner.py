@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sffbench import data, measure, models, networks, strategies
 from sffbench.data.dataset import Dataset
@@ -24,6 +25,7 @@ from sffbench.measure import MemoryMeter, Stopwatch
 from sffbench.models.base import LTSM, evaluating
 from sffbench.protocol import Protocol
 from sffbench.store import SCHEMA, Record
+from sffbench.strategies import Strategy
 from sffbench.suite import RunSpec, digest
 from sffbench.tasks import Forecast, Scores
 from sffbench.tasks.forecast import EVAL_BATCH, Forecaster
@@ -37,7 +39,7 @@ def run(
     record = _header(spec, device)
     memory = MemoryMeter(device)
     try:
-        record |= _Run(spec, device, memory).execute(progress, record["flags"])
+        record |= Run(spec, device, memory).execute(progress, record["flags"])
         record["status"] = "ok"
     except NotApplicable as reason:
         record |= {"status": "n/a", "reason": str(reason)}
@@ -112,9 +114,52 @@ def _flags(spec: RunSpec) -> dict[str, Any]:
     return flags
 
 
+@dataclass(frozen=True)
+class Network:
+    """Where the network of a cell comes from. A strategy's `ctx` holds it: it leads to no data."""
+
+    name: str
+    source: str | None
+    weights_file: str
+    identity: dict[str, Any]
+    lookback: int
+    horizon: int
+    frequency: str
+    device: torch.device
+    strategy: Strategy
+    num_rows: int  # of the training part
+    seed: int
+
+    def load(self) -> LTSM:
+        """The network that training starts from: the model's, or one that the strategy brings.
+
+        Its lookback and horizon are the cell's: a head made for one horizon follows it.
+        """
+        model = self._pretrained() if self.strategy.needs_model else self._brought()
+        model.at_frequency(self.frequency)
+        return model.to(self.device)
+
+    def _brought(self) -> LTSM:
+        return self.strategy.network(  # type: ignore[attr-defined, no-any-return]
+            self.lookback, self.horizon, self.num_rows, self.seed
+        )
+
+    def _pretrained(self) -> LTSM:
+        """With the weights that were hashed when the run was planned."""
+        where = (self.name, self.source, self.weights_file, self.identity["options"])
+        hashes = networks.describe(*where)
+        _expect("the model's config", hashes[0], self.identity["config"])
+        _expect("the model's weights", hashes[1], self.identity["weights"])
+        return networks.build(*where, lookback=self.lookback, horizon=self.horizon)
+
+    def state(self) -> dict[str, Tensor]:
+        """The pretrained state, read anew."""
+        return self.load().state_dict()
+
+
 @dataclass
-class _Run:
-    """One cell in the making."""
+class Run:
+    """One cell in the making; `sffbench.conformance` runs its training part alone."""
 
     spec: RunSpec
     device: torch.device
@@ -139,44 +184,37 @@ class _Run:
         facts = {"warnings": list(self.dataset.warnings), "official": self.dataset.official}
         if not self.strategy.needs_model and not self.strategy.trains:
             return self._naive() | facts
-        model = self._load()
+        model = self.network.load()
         flags["head"] = "random" if model.new_head or flags["untrained"] else "pretrained"
         flags["unrolled"] = flags["unrolled"] and not model.new_head  # made for this horizon
-        self._refuse_impossible(model)
-        trained = self._train(model, progress)
+        self.refuse_impossible(model)
+        trained = self.train(model, progress)
         train_peak = self.memory.lap()
         record = self._tested(trained) | facts
         record["cost"]["train_peak_memory_bytes"] = train_peak if trained.num_trained else None
         return record
 
-    def _load(self) -> LTSM:
-        """The network that training starts from: the model's, or one that the strategy brings."""
-        model = self._pretrained() if self.strategy.needs_model else self._own_network()
-        model.at_frequency(self.dataset.frequency)
-        return model.to(self.device)
-
-    def _own_network(self) -> LTSM:
-        cell = self.spec.cell
-        return self.strategy.network(  # type: ignore[attr-defined, no-any-return]
-            cell["lookback"], self.task.horizon, self.dataset.borders[0], cell["seed"]
+    @functools.cached_property
+    def network(self) -> Network:
+        """Where this cell's network comes from."""
+        cell, identity = self.spec.cell, self.spec.cell["model"]
+        custom = identity["preset"] == "custom"
+        return Network(
+            identity["name"] if custom else f"{identity['name']}:{identity['preset']}",
+            self.spec.model_source,
+            self.spec.weights_file,
+            identity,
+            cell["lookback"],
+            self.task.horizon,
+            self.dataset.frequency,
+            self.device,
+            self.strategy,
+            self.dataset.borders[0],
+            cell["seed"],
         )
 
-    def _pretrained(self) -> LTSM:
-        name, identity = self._model_name(), self.spec.cell["model"]
-        where = (name, self.spec.model_source, self.spec.weights_file, identity["options"])
-        hashes = networks.describe(*where)
-        _expect("the model's config", hashes[0], identity["config"])
-        _expect("the model's weights", hashes[1], identity["weights"])
-        # a head made for one horizon follows it
-        lookback, horizon = self.spec.cell["lookback"], self.task.horizon
-        return networks.build(*where, lookback=lookback, horizon=horizon)
-
-    def _model_name(self) -> str:
-        identity = self.spec.cell["model"]
-        custom = identity["preset"] == "custom"
-        return identity["name"] if custom else f"{identity['name']}:{identity['preset']}"
-
-    def _refuse_impossible(self, model: LTSM) -> None:
+    def refuse_impossible(self, model: LTSM) -> None:
+        """Raise `NotApplicable` for a cell that this model cannot do."""
         if "forecast" not in model.capabilities:
             raise NotApplicable(f"{model.name} does not forecast")
         if model.num_channels not in (None, 1):
@@ -193,7 +231,8 @@ class _Run:
         lookback = self.spec.cell["lookback"]
         return split(self.dataset, part, lookback, self.task.horizon, self.device)
 
-    def _train(self, model: LTSM, progress: Progress) -> Trained:
+    def train(self, model: LTSM, progress: Progress = lambda step, total: None) -> Trained:
+        """Fine-tune by the cell's strategy; only windows before the test border are made."""
         cell = self.spec.cell
         return train(
             model,
@@ -204,7 +243,7 @@ class _Run:
             self.protocol,
             lr=cell["lr"],
             seed=cell["seed"],
-            reload=lambda: self._load().state_dict(),  # most strategies never ask
+            reload=self.network.state,  # most strategies never ask
             progress=progress,
         )
 
@@ -273,7 +312,7 @@ class _Run:
         }
 
 
-def _test_index(num_windows: int, num_test: int | None) -> torch.Tensor | None:
+def _test_index(num_windows: int, num_test: int | None) -> Tensor | None:
     """All windows, or `num_test` of them at an even stride, the same for every strategy."""
     if num_test is None or num_test >= num_windows:
         return None
