@@ -209,6 +209,22 @@ def show(
 
 
 @app.command()
+def check(
+    target: Annotated[str, typer.Argument(help="Python file with strategies, or a name.")],
+    model: Annotated[str, typer.Option(help="Small model to try it on.")] = "ttm:tiny",
+    plugin: Plugins = None,
+    as_json: Json = False,
+) -> None:
+    """Try a strategy's conformance on the CPU, in seconds, and say in words what is wrong."""
+    from sffbench.conformance import checking
+
+    findings = checking.findings(target, model, tuple(plugin or ()))
+    _print(json.dumps(findings, indent=1) if as_json else checking.text(findings))
+    if any(row["verdict"] == "failed" for row in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
 def pretrain(
     model: Annotated[str, typer.Argument(help="MODEL:PRESET, for example ttm:tiny.")],
     out: Annotated[
