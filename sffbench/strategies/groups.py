@@ -69,7 +69,7 @@ def values_by_name(model: LTSM, groups: Mapping[str, float]) -> dict[str, float]
     parts = part_of(model)
     values: dict[str, float] = {}
     by_pattern: dict[str, str] = {}
-    for key in sorted(groups, key=_is_pattern):  # words first, patterns over them
+    for key in sorted(groups, key=lambda key: (_is_pattern(key), key)):  # patterns over words
         names = list(_matches(key, parts))
         if not names:
             raise InputError(f"group {key!r}: {model.name} has no such parameter")
