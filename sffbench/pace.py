@@ -122,7 +122,8 @@ class Clock:
     def passed_checks(self) -> bool:
         """Whether a check was reached since the last call; several at once are one."""
         share = (self.spent_s() + 0.5 * self.step_s) / self.total_s
-        before, self.num_checked = self.num_checked, int(share * self.num_checks + 1e-9)
+        before = self.num_checked
+        self.num_checked = max(before, int(share * self.num_checks + 1e-9))
         return self.num_checked > before
 
     def expected_steps(self) -> int:
