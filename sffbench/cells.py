@@ -187,7 +187,7 @@ def _spec(
         "lookback": lookback,
         "strategy": strategies.identity(strategy),
         "lr": lr,
-        "protocol": protocol.model_dump(mode="json"),
+        "protocol": protocol.identity(),
         "precision": suite.precision,
         "seed": seed,
     }

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 Batch = tuple[Tensor, Tensor]
 
+UNKNOWN_STEPS = 1_000_000
+"""Stands for the steps of a timed run before any was timed: all of them lie ahead."""
+
 
 @dataclass(frozen=True)
 class Phase:
@@ -45,7 +48,10 @@ def stream(seed: int, name: str) -> torch.Generator:
 
 @dataclass(frozen=True)
 class StepBudget:
-    """Steps and windows a run may spend, resolved from the protocol for one data set."""
+    """Steps and windows a run may spend, resolved from the protocol for one data set.
+
+    Where time is the budget, `num_steps` is what is expected, from the first step on.
+    """
 
     num_steps: int
     batch_size: int
@@ -58,6 +64,8 @@ class StepBudget:
         batch_size = min(protocol.batch_size, num_windows)
         epoch_steps = math.ceil(num_windows / batch_size)
         num_steps = protocol.max_steps or epoch_steps * (protocol.epochs or 1)
+        if protocol.train_s is not None:
+            num_steps = UNKNOWN_STEPS
         every = min(protocol.validate_every or epoch_steps, num_steps)
         return cls(num_steps, batch_size, epoch_steps, every)
 

@@ -61,8 +61,11 @@ def run_suite(
 
 
 def _num_workers(specs: list[RunSpec], device: str) -> int:
-    """One a core; one alone where speed is measured, for neighbours share caches and memory."""
-    timed = any(spec.measure == "speed" for spec in specs)
+    """One a core; one alone where time is measured, for neighbours share caches and memory."""
+    timed = any(
+        spec.measure == "speed" or spec.cell["protocol"].get("train_s") is not None
+        for spec in specs
+    )
     return measure.num_cores() if device == "cpu" and not timed else 1
 
 

@@ -86,7 +86,8 @@ def seconds(spec: RunSpec, flops_per_s: float, done: list[Record]) -> float:
     cost = _cell_flops(spec) / flops_per_s
     train_s = measured[0] if measured else cost * TRAIN_FACTOR
     test_s = measured[1] if measured else cost
-    return OVERHEAD_S + work.train * train_s + work.evaluate * test_s
+    timed_s = 0.0 if spec.cell["lr"] is None else spec.cell["protocol"].get("train_s") or 0.0
+    return OVERHEAD_S + timed_s + work.train * train_s + work.evaluate * test_s
 
 
 def _measured(spec: RunSpec, done: list[Record]) -> tuple[float, float] | None:
@@ -106,7 +107,7 @@ def _measured(spec: RunSpec, done: list[Record]) -> tuple[float, float] | None:
 
 
 def workload(spec: RunSpec) -> Work:
-    """Windows trained on and evaluated, from the closed forms."""
+    """Windows trained on and evaluated, from the closed forms; none trained on by the clock."""
     cell, protocol = spec.cell, spec.cell["protocol"]
     train, validation, test = num_windows(spec)
     tested = min(protocol["num_test"] or test, test)
@@ -116,14 +117,15 @@ def workload(spec: RunSpec) -> Work:
     if cell["lr"] is None:
         return Work(0, validation * rules.selects + tested)
     budget = StepBudget.resolve(rules, train)
+    trained = 0 if rules.train_s else budget.num_steps * budget.batch_size
     if not rules.selects:
-        return Work(budget.num_steps * budget.batch_size, tested)
-    checks = budget.num_steps // budget.validate_every + 1
+        return Work(trained, tested)
+    checks = (rules.num_checks or budget.num_steps // budget.validate_every) + 1
     sample = min(protocol["num_validation"] or validation, validation)
     finals = protocol["num_snapshots"] * validation if sample < validation else 0
     oracle = checks * tested if protocol["oracle"] else 0
     evaluated = checks * sample + finals + tested + oracle
-    return Work(budget.num_steps * budget.batch_size, evaluated)
+    return Work(trained, evaluated)
 
 
 def num_windows(spec: RunSpec) -> tuple[int, int, int]:

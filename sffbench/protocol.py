@@ -7,6 +7,7 @@ Every number here is part of a run's key, so an edited protocol never serves an 
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -23,7 +24,10 @@ _COUNTS = (
     "patience",
     "num_test",
     "lookback",
+    "num_checks",
 )
+_LENGTHS = ("max_steps", "epochs", "train_s")
+_ADDED = ("train_s", "num_checks")  # later than the first records: in no key that does not set them
 
 
 class Budget(BaseModel):
@@ -36,15 +40,19 @@ class Budget(BaseModel):
     batch_size: int | None = None
     validate_every: int | None = None
     num_validation: int | None = None
+    train_s: float | None = None
+    num_checks: int | None = None
 
 
 class Protocol(BaseModel):
     """The resolved rules of one run; all fields are in its key.
 
-    A length is either `max_steps` or `epochs` (an epoch is one pass over the training windows).
-    `None` means "all" for `num_validation` and `num_test`, "once an epoch" for `validate_every`,
-    "the preset's card" for `lr`, and "the model's own" for `lookback`. `num_snapshots = 0` means no
-    validation and no selection: what a run costs is asked, not how well it forecasts.
+    A length is `max_steps`, `epochs` (an epoch is one pass over the training windows) or `train_s`:
+    seconds on the device, preparation included and validation not, with validation at `num_checks`
+    even fractions of them. `None` means "all" for `num_validation` and `num_test`, "once an epoch"
+    for `validate_every`, "the preset's card" for `lr`, and "the model's own" for `lookback`.
+    `num_snapshots = 0` means no validation and no selection: what a run costs is asked, not how
+    well it forecasts.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -68,11 +76,19 @@ class Protocol(BaseModel):
     oracle: bool = False
     num_test: int | None = None
     lookback: int | None = None
+    train_s: float | None = None
+    num_checks: int | None = None
 
     @model_validator(mode="after")
     def _one_length(self) -> Protocol:
-        if (self.max_steps is None) == (self.epochs is None):
-            raise ValueError("a protocol needs exactly one of max_steps and epochs")
+        if sum(getattr(self, name) is not None for name in _LENGTHS) != 1:
+            raise ValueError("a protocol needs exactly one of max_steps, epochs and train_s")
+        if (self.train_s is None) != (self.num_checks is None):
+            raise ValueError("num_checks divides train_s: a protocol has both or neither")
+        if self.train_s is not None and not 0 < self.train_s < math.inf:
+            raise ValueError(f"train_s = {self.train_s}: must be a positive number")
+        if self.train_s is not None and self.validate_every is not None:
+            raise ValueError("validate_every counts steps: with train_s, set num_checks")
         for field in _COUNTS:
             value = getattr(self, field)
             if value is not None and value < (field != "num_snapshots"):
@@ -87,13 +103,26 @@ class Protocol(BaseModel):
         return self.num_snapshots > 0
 
     def with_budget(self, budget: Budget) -> Protocol:
-        """This protocol with the budget's set fields; one kind of length unsets the other."""
+        """This protocol with the budget's set fields; one kind of length unsets the others.
+
+        A budget of time has as many checks as this protocol, unless it says how many.
+        """
         changes: dict[str, Any] = budget.model_dump(exclude_none=True)
-        if "max_steps" in changes:
-            changes.setdefault("epochs", None)
-        elif "epochs" in changes:
-            changes.setdefault("max_steps", None)
+        if any(name in changes for name in _LENGTHS):
+            changes = dict.fromkeys(_LENGTHS) | changes
+        if "train_s" in changes and changes["train_s"] is not None:
+            changes = {"validate_every": None, "num_checks": self._num_checks()} | changes
         return Protocol(**(self.model_dump() | changes))
+
+    def _num_checks(self) -> int:
+        if self.max_steps is None:
+            return self.num_checks or self.epochs or 1
+        return math.ceil(self.max_steps / (self.validate_every or self.max_steps))
+
+    def identity(self) -> dict[str, Any]:
+        """What a run's key says of its protocol: every field, later ones where they are set."""
+        unset = {name for name in _ADDED if getattr(self, name) is None}
+        return self.model_dump(mode="json", exclude=unset)
 
 
 _PROTOCOLS = {

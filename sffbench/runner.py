@@ -98,6 +98,7 @@ def _flags(spec: RunSpec) -> dict[str, Any]:
         "tiny": cell["model"]["preset"] == "tiny",
         "untrained": networks.is_random(cell["model"]),
         "ranked": cell["protocol"]["ranked"],
+        "timed": cell["lr"] is not None and cell["protocol"].get("train_s") is not None,
         "cluster": entry.cluster,
         "unrolled": False,
         "leaked": "unknown",

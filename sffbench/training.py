@@ -9,10 +9,9 @@ scored on all validation windows, and the better one is what the test sees later
 from __future__ import annotations
 
 import copy
-import itertools
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,6 +21,7 @@ from sffbench.context import Batches, Context, Phase, StepBudget, stream
 from sffbench.errors import InputError
 from sffbench.measure import Stopwatch
 from sffbench.models.base import LTSM, evaluating
+from sffbench.pace import Pace, by_steps, by_time
 from sffbench.protocol import Protocol
 from sffbench.strategies.base import Strategy
 from sffbench.tasks import Forecast
@@ -144,34 +144,48 @@ class _Loop:
 
     def _run_phases(self, model: LTSM, lr: float | None, progress: Progress) -> None:
         phases = self.strategy.phases(self.ctx)
-        for phase, num_steps in zip(phases, _shares(phases, self.budget.num_steps), strict=True):
+        for phase, pace in zip(phases, self._paces(phases), strict=True):
             self.ctx.phase = phase
             base_lr = phase.lr or lr
             assert base_lr is not None, "a strategy that trains has a learning rate"
             self.ctx.lr = base_lr
             self.ctx._optimizer = self._optimizer(model, base_lr)
-            schedule = _schedule(self.protocol, num_steps, self.budget)
-            self._run_steps(model, num_steps, schedule, progress)
+            self._run_steps(model, pace, progress)
             if self._out_of_patience():
                 return
 
-    def _run_steps(
-        self, model: LTSM, num_steps: int, schedule: Callable[[int], float], progress: Progress
-    ) -> None:
-        """`num_steps` steps, stopping for validation; the watches run between validations only."""
-        done = 0
-        while done < num_steps and not self._out_of_patience():
-            until_check = self.budget.validate_every - self.ctx.step % self.budget.validate_every
-            burst = min(until_check, num_steps - done)
+    def _paces(self, phases: list[Phase]) -> list[Pace]:
+        if self.protocol.train_s is None:
+            return by_steps(self.protocol, self.budget, phases)
+        return by_time(self.protocol, phases, self._spent_s)
+
+    def _spent_s(self) -> float:
+        """Seconds of preparation and steps; on a CPU its own, which other work does not stretch."""
+        watches = (self.preparation, self.steps)
+        on_cpu = self.steps.device.type == "cpu"
+        return sum(watch.cpu_s if on_cpu else watch.wall_s for watch in watches)
+
+    def _run_steps(self, model: LTSM, pace: Pace, progress: Progress) -> None:
+        """The steps of a phase, stopping for validation; watches run between validations only."""
+        losses: list[Tensor] = []
+        while pace.unfinished and not self._out_of_patience():
             model.train()
-            factors = [schedule(done + i) for i in range(burst)]
-            cold = min(burst, max(0, WARM_UP_STEPS - self.ctx.step))
-            losses = self._warm_up(model, factors[:cold]) + self._burst(model, factors[cold:])
-            done += burst
+            factors = pace.factors()
+            cold = min(len(factors), max(0, WARM_UP_STEPS - self.ctx.step))
+            burst = self._warm_up(model, factors[:cold]) + self._burst(model, factors[cold:])
+            pace.ran()
+            self._expect(pace.expected_steps())
             progress(self.ctx.step, self.budget.num_steps)
+            losses += burst
             train_loss = self._checked(float(torch.stack(losses).double().mean()))
-            if self.ctx.step % self.budget.validate_every == 0 or self._last_step():
+            if pace.due():
                 self._validate(model, train_loss)
+                losses = []
+
+    def _expect(self, num_steps: int) -> None:
+        """What strategies read as the budget; it moves only where time is the budget."""
+        if num_steps != self.budget.num_steps:
+            self.budget = self.ctx.budget = replace(self.budget, num_steps=num_steps)
 
     def _warm_up(self, model: LTSM, factors: list[float]) -> list[Tensor]:
         """A burst whose time counts as training, but not in the rate."""
@@ -282,9 +296,6 @@ class _Loop:
             raise Diverged(f"loss or validation error is {value} after {self.ctx.step} steps")
         return value
 
-    def _last_step(self) -> bool:
-        return self.ctx.step >= self.budget.num_steps
-
     def _out_of_patience(self) -> bool:
         return self.protocol.patience is not None and self.stale >= self.protocol.patience
 
@@ -295,27 +306,6 @@ def _validation_sample(windows: Windows, size: int | None) -> Tensor | None:
         return None
     chosen = torch.randperm(len(windows), generator=stream(0, "validation sample"))[:size]
     return chosen.sort().values
-
-
-def _shares(phases: list[Phase], num_steps: int) -> list[int]:
-    """Steps of each phase; they add up to the budget exactly."""
-    total = sum(phase.share for phase in phases)
-    ends = [0.0]
-    for phase in phases:
-        ends.append(ends[-1] + phase.share)
-    marks = [round(num_steps * end / total) for end in ends]
-    return [after - before for before, after in itertools.pairwise(marks)]
-
-
-def _schedule(protocol: Protocol, num_steps: int, budget: StepBudget) -> Callable[[int], float]:
-    """Learning-rate factor of each step of a phase.
-
-    cosine:  (1 + cos(pi t / T)) / 2, t = 0 .. T - 1
-    halving: 1 in epochs 1 and 2, then halved each epoch (the SFF authors' schedule)
-    """
-    if protocol.schedule == "cosine":
-        return lambda step: 0.5 * (1.0 + math.cos(math.pi * step / num_steps))
-    return lambda step: 0.5 ** max(0, step // budget.epoch_steps - 1)
 
 
 def _set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:

@@ -82,7 +82,7 @@ def test_a_budget_leaves_the_other_rules_alone() -> None:
 
 
 def test_both_kinds_of_length_are_refused() -> None:
-    with pytest.raises(ValidationError, match="exactly one of max_steps and epochs"):
+    with pytest.raises(ValidationError, match="exactly one of max_steps, epochs and train_s"):
         protocol.get("standard").with_budget(Budget(max_steps=3, epochs=1))
 
 

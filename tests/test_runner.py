@@ -83,6 +83,7 @@ def test_an_ok_record_has_every_documented_part(cells_of: Cells) -> None:
         "tiny": False,
         "untrained": False,
         "ranked": True,
+        "timed": False,
         "cluster": "ett1",
         "unrolled": False,
         "leaked": "unknown",

@@ -117,7 +117,7 @@ def test_a_wrong_entry_is_one_line(
         ({"strategies": [{"name": "full", "seeds": ["a"]}]}, "list of whole numbers"),
         ({"budget": {"max_steps": 0}}, "max_steps = 0: must be at least 1"),
         ({"budget": {"num_validation": 0}}, "num_validation = 0: must be at least 1"),
-        ({"budget": {"max_steps": 1, "epochs": 1}}, "exactly one of max_steps and epochs"),
+        ({"budget": {"max_steps": 1, "epochs": 1}}, "exactly one of max_steps, epochs and train_s"),
         ({"data": "real"}, "--data-dir or SFFBENCH_DATA"),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sffbench import data, models, strategies, training
+from sffbench import data, models, pace, strategies
 from sffbench.context import Batches, Context, Phase, StepBudget, stream
 from sffbench.data.dataset import Dataset
 from sffbench.data.windows import Windows, split
@@ -123,8 +123,7 @@ def test_a_budget_resolves_to_its_closed_form(
 
 def _factors(protocol: Protocol, num_steps: int, epoch_steps: int) -> list[float]:
     budget = StepBudget(num_steps, 1, epoch_steps, num_steps)
-    schedule = training._schedule(protocol, num_steps, budget)
-    return [schedule(step) for step in range(num_steps)]
+    return pace.StepPace(protocol, budget, num_steps, 0).factors()
 
 
 def test_the_cosine_schedule_is_its_closed_form() -> None:
@@ -176,7 +175,7 @@ def test_a_phase_has_its_own_learning_rate_and_its_own_schedule(fit: Fit) -> Non
 def test_the_shares_of_phases_add_up_to_the_budget(
     shares: tuple[float, ...], num_steps: int
 ) -> None:
-    steps = training._shares([Phase(share=share) for share in shares], num_steps)
+    steps = pace.shares([Phase(share=share) for share in shares], num_steps)
     assert sum(steps) == num_steps
     for share, given in zip(shares, steps, strict=True):
         assert abs(given - num_steps * share / sum(shares)) <= 1

@@ -50,7 +50,7 @@ STRATEGY_ORDER = (
     "full",
     "sff",
 )
-FLAGS = ("synthetic", "tiny", "untrained", "unrolled", "leaked")
+FLAGS = ("synthetic", "tiny", "untrained", "timed", "unrolled", "leaked")
 
 # Protocol fields that a model's card or a strategy may set: they tell rows apart, not tables.
 ROW_FIELDS = frozenset({"lr", "lookback"})
@@ -163,13 +163,19 @@ def _short(digest: Any) -> Any:
     return digest[:8] if isinstance(digest, str) else digest
 
 
-def distinguishing(settings_of: list[dict[str, Any]]) -> list[str]:
-    """For rows that share a model and a label, `name=value, ...` of the settings that differ."""
+def distinguishing(settings_of: list[dict[str, Any]], *, said_by_all: bool = True) -> list[str]:
+    """For rows that share a model and a label, `name=value, ...` of the settings that differ.
+
+    What is None is left out of it unless `said_by_all`.
+    """
     names = dict.fromkeys(name for one in settings_of for name in one)
     differing = [
         name for name in names if len({canonical(one.get(name)) for one in settings_of}) > 1
     ]
-    return [named({name: one.get(name) for name in differing}) for one in settings_of]
+    told = [{name: one.get(name) for name in differing} for one in settings_of]
+    if not said_by_all:
+        told = [{name: v for name, v in one.items() if v is not None} for one in told]
+    return [named(one) for one in told]
 
 
 def named(values: Mapping[str, Any]) -> str:

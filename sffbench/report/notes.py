@@ -47,7 +47,8 @@ def _rules(board: Board, boards: Sequence[Board]) -> str:
     # the version is printed anyway
     for rules in protocols:
         rules.pop("version", None)
-    differing = identity.distinguishing(protocols)[list(variants).index(board.key[1])]
+    own = list(variants).index(board.key[1])
+    differing = identity.distinguishing(protocols, said_by_all=False)[own]
     parts = [f"{name} v{version}" + (f" ({differing})" if differing else "")]
     parts.append(f"{board.source} data")
     if board.precision != "float32":
@@ -68,7 +69,7 @@ def protocol_line(board: Board) -> str:
 
 def notes(board: Board) -> list[str]:
     """Footnotes of one board, the most important first."""
-    parts = (_warnings, _reading, _windows, _effects, _search, _ranking, _cost, _outcomes)
+    parts = (_warnings, _timed, _reading, _windows, _effects, _search, _ranking, _cost, _outcomes)
     return [line for part in parts for line in part(board)]
 
 
@@ -99,6 +100,24 @@ def _warnings(board: Board) -> Iterator[str]:
     unofficial = [column.label for column in board.columns if column.official is False]
     if unofficial and board.source == "real":
         yield f"Not the published file, by its hash: {', '.join(unofficial)}."
+
+
+def _timed(board: Board) -> Iterator[str]:
+    rows = [row for row in board.rows if "timed" in row.flagged]
+    if not rows:
+        return
+    seconds = "processor seconds" if board.cost_on_cpu else "seconds"
+    yield (
+        f"[timed]: every run trained for {board.protocol['train_s']:g} {seconds} of its device, "
+        "preparation included and validation not, in as many steps as that allowed. On another "
+        "machine the same run has other steps and another error."
+    )
+    devices = sorted({device for row in rows for device in row.devices})
+    if len(devices) > 1:
+        yield (
+            "WARNING: the timed runs are of several devices, on which equal time is not equal "
+            f"work: {', '.join(devices)}. Compare rows of one device only."
+        )
 
 
 def _reading(board: Board) -> Iterator[str]:
