@@ -185,11 +185,11 @@ def test_a_loss_is_the_mean_squared_error_of_what_is_observed(name: str) -> None
     past, future = windows(3, 2, 40), windows(3, 2, 6)
     forecast = net.forecast(past, 6).double()
     squared = (forecast - future.double()) ** 2
-    assert float(net.loss(past, future)) == pytest.approx(float(squared.mean()), rel=1e-5)
+    assert net.loss(past, future).item() == pytest.approx(float(squared.mean()), rel=1e-5)
     mask = torch.zeros(3, 2, 6)
     mask[0, 1, 2] = mask[2, 0, 5] = 1
     expected = float(squared[0, 1, 2] + squared[2, 0, 5]) / 2
-    assert float(net.loss(past, future, future_mask=mask)) == pytest.approx(expected, rel=1e-5)
+    assert net.loss(past, future, future_mask=mask).item() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -22,6 +22,18 @@ BUILT_IN = {
     "last-value",
     "seasonal-naive",
     "window-mean",
+    "shrink",
+    "sff-noise",
+    "sff-permuted",
+    "sff-rescaled",
+    "shrink-and-perturb",
+    "gaussian-noise",
+    "l2-sp",
+    "mixout",
+    "weight-decay",
+    "dropout",
+    "dlinear",
+    "patchtst",
 }
 
 PLUGIN = """
