@@ -47,8 +47,12 @@ STRATEGY_ORDER = (
     "smoothed-zero-shot",
     "from-scratch",
     "linear-probe",
+    "lp-ff",
+    "lora",
     "full",
     "sff",
+    "sam",
+    "swa",
 )
 FLAGS = ("synthetic", "tiny", "untrained", "timed", "unrolled", "leaked")
 

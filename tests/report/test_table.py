@@ -116,6 +116,18 @@ def test_a_lost_seed_is_counted_in_the_cell_and_makes_the_row_incomplete(seeds, 
     assert "(2/3 seeds)" in field(text.split("Incomplete")[1], "ETTh1", "full")
 
 
+@pytest.mark.parametrize(("num_hints", "split"), [(14, False), (15, True)])
+def test_in_a_long_table_the_unranked_rows_stand_below(seeds, record, num_hints, split):
+    records = [*seeds(0.4, 0.4, 0.4), record(strategy="zero-shot")]
+    records += [record(strategy=f"s{number:02}") for number in range(num_hints)]
+    text = table.render(records)
+    assert ("Complete, not ranked (fewer than 3 seeds):" in text) == split
+    above = text.split("Complete, not ranked")[0]
+    assert [len(lines(above, name)) for name in ("full", "zero-shot")] == [1, 1]
+    assert bool(lines(above, "s00")) != split
+    assert len(lines(text, "s00")) == 1
+
+
 def test_an_ok_record_without_a_finite_error_counts_as_failed(record):
     bad = record(mse=float("nan"))
     assert field(table.render([bad, record(data="Weather")]), "ETTh1", "full") == "failed"
