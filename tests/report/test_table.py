@@ -341,3 +341,29 @@ def test_a_cpu_row_is_timed_in_processor_seconds(record):
     text = table.render([record(device="cpu", train_windows_per_s=100.0)])
     assert field(text, "train windows/CPU-s", "full") == "200"
     assert "train windows/s" not in text
+
+
+@pytest.fixture
+def timed(standard):
+    rules = {name: value for name, value in standard.items() if name != "max_steps"}
+    return rules | {"max_steps": None, "train_s": 20.0, "num_checks": 6}
+
+
+def test_a_budget_of_time_has_a_table_of_its_own_with_steps_and_seconds(record, timed):
+    run = record(protocol=timed)
+    run["cost"] |= {"num_steps": 123, "train_s": 19.5, "prepare_s": 0.5}
+    text = table.render([run, record(), record(strategy="zero-shot", protocol=timed)])
+    assert "standard v1 (train_s=20.0, num_checks=6) · real data" in text
+    assert "standard v1 (max_steps=300) · real data" in text
+    mine = next(part for part in text.split("### ") if "train_s=20.0" in part)
+    assert (field(mine, "steps", "full"), field(mine, "train s", "full")) == ("123", "20")
+    assert field(mine, "steps", "zero-shot") == "n/a"
+    assert "[timed]" in field(mine, "flags", "full")
+    assert "[timed]" not in field(mine, "flags", "zero-shot")
+    assert "trained for 20 seconds of its device" in mine
+
+
+def test_timed_runs_of_two_devices_raise_a_warning(record, timed):
+    runs = [record(protocol=timed, seed=seed, device_name=f"GPU {seed}") for seed in range(2)]
+    assert "WARNING: the timed runs are of several devices" in table.render(runs)
+    assert "WARNING" not in table.render(runs[:1])
