@@ -159,7 +159,7 @@ class Row:
     @property
     def tunable(self) -> bool:
         """Whether it trains, so that a search could set its fields."""
-        return self.trials is not None or self.sample["cell"].get("lr") is not None
+        return identity.trains(self.sample)
 
     @property
     def is_reference(self) -> bool:

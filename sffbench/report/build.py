@@ -166,34 +166,33 @@ def _cell(records: list[Record], seeds: tuple[int, ...]) -> Cell:
 
 def _cost(timed: list[Record], device: str) -> Cost:
     costs = [record.get("cost") or {} for record in timed]
-
-    def values(name: str) -> list[float]:
-        return [cost[name] for cost in costs if finite(cost.get(name))]
-
-    def middle(name: str) -> float | None:
-        return median(values(name)) if values(name) else None
-
-    def spent(unit: str) -> float | None:
-        """Preparation and steps; older records lack the former in processor seconds."""
-        whole = [
-            c[f"train_{unit}"] + (c.get(f"prepare_{unit}") or 0)
-            for c in costs
-            if finite(c.get(f"train_{unit}"))
-        ]
-        return median(whole) if whole else None
-
-    peaks = values("peak_memory_bytes")
+    trained = [cost for cost in costs if cost.get("train_windows")]  # the others take no steps
+    peaks = _values(costs, "peak_memory_bytes")
     return Cost(
         device=device,
-        num_steps=middle("num_steps"),
-        train_s=spent("s"),
-        train_cpu_s=spent("cpu_s"),
-        train_windows_per_s=middle("train_windows_per_s"),
-        test_windows_per_s=middle("test_windows_per_s"),
-        train_windows_per_cpu_s=middle("train_windows_per_cpu_s"),
-        test_windows_per_cpu_s=middle("test_windows_per_cpu_s"),
+        num_steps=_middle(_values(trained, "num_steps")),
+        train_s=_middle(_spent(trained, "s")),
+        train_cpu_s=_middle(_spent(trained, "cpu_s")),
+        train_windows_per_s=_middle(_values(costs, "train_windows_per_s")),
+        test_windows_per_s=_middle(_values(costs, "test_windows_per_s")),
+        train_windows_per_cpu_s=_middle(_values(costs, "train_windows_per_cpu_s")),
+        test_windows_per_cpu_s=_middle(_values(costs, "test_windows_per_cpu_s")),
         peak_memory_bytes=int(max(peaks)) if peaks else None,
     )
+
+
+def _values(costs: Sequence[Mapping[str, Any]], name: str) -> list[float]:
+    return [cost[name] for cost in costs if finite(cost.get(name))]
+
+
+def _spent(costs: Sequence[Mapping[str, Any]], unit: str) -> list[float]:
+    """Seconds of preparation and steps; older records lack the former on the processor."""
+    known = [cost for cost in costs if finite(cost.get(f"train_{unit}"))]
+    return [cost[f"train_{unit}"] + cost.get(f"prepare_{unit}", 0.0) for cost in known]
+
+
+def _middle(values: Sequence[float]) -> float | None:
+    return median(values) if values else None
 
 
 def _flagged(

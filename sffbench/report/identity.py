@@ -38,6 +38,7 @@ __all__ = [
     "row_order",
     "settings",
     "strategy_key",
+    "trains",
     "untrained",
 ]
 
@@ -47,8 +48,12 @@ STRATEGY_ORDER = (
     "smoothed-zero-shot",
     "from-scratch",
     "linear-probe",
+    "lp-ff",
+    "lora",
     "full",
     "sff",
+    "sam",
+    "swa",
 )
 FLAGS = ("synthetic", "tiny", "untrained", "timed", "unrolled", "leaked")
 
@@ -211,7 +216,15 @@ def flags(record: Record) -> set[str]:
         raised.add("tiny")
     if untrained(record):
         raised.add("untrained")
+    if trains(record) and cell["protocol"].get("train_s") is not None:
+        raised.add("timed")
     return raised
+
+
+def trains(record: Record) -> bool:
+    """Whether the strategy has training of its own; the rates of a search are its trials'."""
+    cell = record["cell"]
+    return cell.get("lr") is not None or "search" in cell
 
 
 def untrained(record: Record) -> bool:

@@ -16,6 +16,10 @@ from sffbench.report.overall import Summary, SummaryRow
 __all__ = ["effect_text", "error_text", "markdown", "pipe_table", "quantity"]
 
 
+MAX_MIXED = 16
+"""Complete rows up to which ranked and unranked ones share a table."""
+
+
 def markdown(boards: Sequence[Board], summaries: Sequence[Summary]) -> str:
     """All boards and summaries as one document."""
     sections = [_summary_section(summary, boards) for summary in summaries]
@@ -24,14 +28,31 @@ def markdown(boards: Sequence[Board], summaries: Sequence[Summary]) -> str:
 
 
 def _board_section(board: Board, boards: Sequence[Board]) -> str:
+    parts = [f"### {title(board, boards)}", ""]
+    for heading, rows in _sections(board):
+        parts += [*([heading, ""] if heading else []), _board_table(board, rows), ""]
+    return "\n".join(parts + [f"- {line}" for line in notes(board)]) + "\n"
+
+
+def _sections(board: Board) -> list[tuple[str, list[Row]]]:
+    """Rows by what may be concluded from them; a short table is easier to read as one."""
     complete = [row for row in board.rows if row.complete]
     incomplete = [row for row in board.rows if not row.complete]
-    parts = [f"### {title(board, boards)}", ""]
-    if complete:
-        parts += [_board_table(board, complete), ""]
-    if incomplete:
-        parts += ["Incomplete, not ranked:", "", _board_table(board, incomplete), ""]
-    return "\n".join(parts + [f"- {line}" for line in notes(board)]) + "\n"
+    first, hints = complete, [row for row in complete if row.unranked]
+    if len(hints) == len(complete) or len(complete) <= MAX_MIXED:
+        hints = []
+    else:
+        first = [row for row in complete if not row.unranked]
+    sections = [
+        ("", first),
+        (f"Complete, not ranked ({', '.join(_why(hints))}):", hints),
+        ("Incomplete, not ranked:", incomplete),
+    ]
+    return [(heading, rows) for heading, rows in sections if rows]
+
+
+def _why(rows: Sequence[Row]) -> list[str]:
+    return sorted({row.unranked for row in rows if row.unranked})
 
 
 def _board_table(board: Board, rows: Sequence[Row]) -> str:

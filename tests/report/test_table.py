@@ -116,6 +116,18 @@ def test_a_lost_seed_is_counted_in_the_cell_and_makes_the_row_incomplete(seeds, 
     assert "(2/3 seeds)" in field(text.split("Incomplete")[1], "ETTh1", "full")
 
 
+@pytest.mark.parametrize(("num_hints", "split"), [(14, False), (15, True)])
+def test_in_a_long_table_the_unranked_rows_stand_below(seeds, record, num_hints, split):
+    records = [*seeds(0.4, 0.4, 0.4), record(strategy="zero-shot")]
+    records += [record(strategy=f"s{number:02}") for number in range(num_hints)]
+    text = table.render(records)
+    assert ("Complete, not ranked (fewer than 3 seeds):" in text) == split
+    above = text.split("Complete, not ranked")[0]
+    assert [len(lines(above, name)) for name in ("full", "zero-shot")] == [1, 1]
+    assert bool(lines(above, "s00")) != split
+    assert len(lines(text, "s00")) == 1
+
+
 def test_an_ok_record_without_a_finite_error_counts_as_failed(record):
     bad = record(mse=float("nan"))
     assert field(table.render([bad, record(data="Weather")]), "ETTh1", "full") == "failed"
@@ -329,3 +341,29 @@ def test_a_cpu_row_is_timed_in_processor_seconds(record):
     text = table.render([record(device="cpu", train_windows_per_s=100.0)])
     assert field(text, "train windows/CPU-s", "full") == "200"
     assert "train windows/s" not in text
+
+
+@pytest.fixture
+def timed(standard):
+    rules = {name: value for name, value in standard.items() if name != "max_steps"}
+    return rules | {"max_steps": None, "train_s": 20.0, "num_checks": 6}
+
+
+def test_a_budget_of_time_has_a_table_of_its_own_with_steps_and_seconds(record, timed):
+    run = record(protocol=timed)
+    run["cost"] |= {"num_steps": 123, "train_s": 19.5, "prepare_s": 0.5}
+    text = table.render([run, record(), record(strategy="zero-shot", protocol=timed)])
+    assert "standard v1 (train_s=20.0, num_checks=6) · real data" in text
+    assert "standard v1 (max_steps=300) · real data" in text
+    mine = next(part for part in text.split("### ") if "train_s=20.0" in part)
+    assert (field(mine, "steps", "full"), field(mine, "train s", "full")) == ("123", "20")
+    assert field(mine, "steps", "zero-shot") == "n/a"
+    assert "[timed]" in field(mine, "flags", "full")
+    assert "[timed]" not in field(mine, "flags", "zero-shot")
+    assert "trained for 20 seconds of its device" in mine
+
+
+def test_timed_runs_of_two_devices_raise_a_warning(record, timed):
+    runs = [record(protocol=timed, seed=seed, device_name=f"GPU {seed}") for seed in range(2)]
+    assert "WARNING: the timed runs are of several devices" in table.render(runs)
+    assert "WARNING" not in table.render(runs[:1])
