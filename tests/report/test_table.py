@@ -353,7 +353,7 @@ def test_a_budget_of_time_has_a_table_of_its_own_with_steps_and_seconds(record, 
     run = record(protocol=timed)
     run["cost"] |= {"num_steps": 123, "train_s": 19.5, "prepare_s": 0.5}
     text = table.render([run, record(), record(strategy="zero-shot", protocol=timed)])
-    assert "standard v1 (train_s=20.0, num_checks=6) · real data" in text
+    assert "standard v1 (num_checks=6, train_s=20.0) · real data" in text
     assert "standard v1 (max_steps=300) · real data" in text
     mine = next(part for part in text.split("### ") if "train_s=20.0" in part)
     assert (field(mine, "steps", "full"), field(mine, "train s", "full")) == ("123", "20")
