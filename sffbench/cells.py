@@ -13,6 +13,7 @@ from sffbench.models.formats import WEIGHTS
 from sffbench.protocol import Protocol
 from sffbench.search import Search
 from sffbench.strategies import Strategy
+from sffbench.strategies.chain import Chain
 from sffbench.suite import (
     ModelEntry,
     Places,
@@ -98,8 +99,13 @@ def _tries(entry: Entry, raw: dict[str, Any], search: Search) -> Iterator[Entry]
 
 
 def _entry(raw: dict[str, Any], seeds: tuple[int, ...]) -> Entry:
-    """`seeds` and `label` are the suite's words; every other key is a field of the strategy."""
+    """`seeds` and `label` are the suite's words; every other key is a field of the strategy.
+
+    `chain` = [...] stands for a chain of these links.
+    """
     fields = dict(raw)
+    if "chain" in fields:
+        fields = _chain_fields(fields)
     if "name" not in fields:
         raise InputError(f"strategy entry {raw!r}: needs a `name`")
     name = str(fields.pop("name"))
@@ -110,6 +116,15 @@ def _entry(raw: dict[str, Any], seeds: tuple[int, ...]) -> Entry:
     return Entry(strategy, label, own_seeds if strategy.seeded else own_seeds[:1])
 
 
+def _chain_fields(raw: dict[str, Any]) -> dict[str, Any]:
+    links = raw.pop("chain")
+    if "name" in raw:
+        raise InputError(f"strategy entry {raw!r}: takes a `name` or a `chain`, not both")
+    if not isinstance(links, list | tuple) or not links:
+        raise InputError(f"chain = {links!r}: must be a list of at least one strategy")
+    return raw | {"name": "chain", "links": links}
+
+
 def _own_seeds(name: str, given: Any) -> tuple[int, ...]:
     if not isinstance(given, list | tuple) or not given or {type(seed) for seed in given} != {int}:
         raise InputError(f"strategy {name!r}: seeds = {given!r}: must be a list of whole numbers")
@@ -118,9 +133,18 @@ def _own_seeds(name: str, given: Any) -> tuple[int, ...]:
 
 def _label(strategy: Strategy, fields: dict[str, Any]) -> str:
     """The name and every field that the suite sets to something else than its default."""
+    if isinstance(strategy, Chain):
+        return _chain_label(strategy, fields)
     declared = type(strategy).model_fields
     shown = [f"{key}={value}" for key, value in fields.items() if declared[key].default != value]
     return " ".join([strategy.name, *shown])
+
+
+def _chain_label(chain: Chain, fields: dict[str, Any]) -> str:
+    """The links' own labels, joined by "+", then the learning rate, where the suite sets one."""
+    links = "+".join(_label(link, link.model_dump(exclude={"lr"})) for link in chain.links)
+    entries = [fields, *(raw for raw in fields["links"] if isinstance(raw, dict))]
+    return f"{links} lr={chain.lr}" if any("lr" in entry for entry in entries) else links
 
 
 @dataclass(frozen=True)
